@@ -1,0 +1,1 @@
+"""The last layer of classifiers and language models."""

@@ -1,0 +1,206 @@
+"""The specification: what every kernel computes, as array code for NumPy and PyTorch alike.
+
+A row of logits z_1..z_V is folded once into a small state that keeps its maximum **apart from the sum**:
+
+    max = z_k            rest   = sum_{j != k} exp(z_j - max)          k: one class that attains the maximum
+                         moment = sum_j (max - z_j) exp(z_j - max)
+    with weights u:      spread = sum_j u_j (max - z_j)                mass = sum_j u_j
+
+States of disjoint sets of classes ``merge``; ``finish`` turns a state into statistics. Every term in them is >= 0, so
+nothing cancels: -log p_y = (max - z_y) + log1p(rest) keeps its digits however close p_y is to 1. Backwards, a loss
+that is a function of the statistics reaches the logits as four numbers per row (``gradient``):
+
+    dz_j = p_j (alpha + beta log p_j) + gamma [j = y] + delta u_j
+
+Every function works on the last axis, writes nothing in place and, on torch tensors, is differentiable by any
+transform. Letters: z logits, y target, p probability, u class weights, N rows, V classes. Derivations are in
+docs/mathematics.md; the native twin is native/rows.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or torch.Tensor: the functions below use only what both offer under one name
+
+
+class State(NamedTuple):
+    """What one pass over a set of classes keeps of each row; every field has the shape of the rows."""
+
+    max: Array
+    rest: Array
+    moment: Array
+    spread: Array
+    mass: Array
+
+
+class Statistics(NamedTuple):
+    """What losses are functions of. ``cross`` is -sum_j u_j log p_j for the weights u given to the fold."""
+
+    logsumexp: Array
+    logprob: Array
+    entropy: Array
+    cross: Array
+
+
+class Coefficients(NamedTuple):
+    """The four numbers per row through which any loss reaches the logits."""
+
+    alpha: Array
+    beta: Array
+    gamma: Array
+    delta: Array
+
+
+IDENTITY = State(-math.inf, 0.0, 0.0, 0.0, 0.0)
+
+
+def namespace(array: Array) -> Any:
+    """Return the module, numpy or torch, whose functions take this array."""
+    if isinstance(array, np.ndarray | np.generic):
+        return np
+    import torch
+
+    return torch
+
+
+def classes(z: Array) -> Array:
+    """Return 0..V-1 where z lives."""
+    if namespace(z) is np:
+        return np.arange(z.shape[-1])
+    import torch
+
+    return torch.arange(z.shape[-1], device=z.device)
+
+
+def exp_difference(z: Array, m: Array) -> tuple[Array, Array]:
+    """Return x = z - m and exp(z - m), the latter with the rounding error of x put back (Knuth's TwoSum).
+
+    Without it exp is off by |x|/2 units in the last place: 40 at x = -80. Where z = m = -inf or +inf, x is 0.
+    """
+    xp = namespace(z)
+    difference = z - m
+    x = xp.where((z == m) & ~xp.isfinite(m), 0.0, difference)
+    back = difference - z
+    error = (z - (difference - back)) - (m + back)
+    w = xp.exp(x)
+    return x, w + w * xp.where(xp.isfinite(error), error, 0.0)
+
+
+def fold(z: Array, weight: Array | None = None) -> State:
+    """Fold all classes of z (..., V) into one state per row; weight u is (V,) or like z."""
+    xp = namespace(z)
+    apart = classes(z) == xp.argmax(z, -1)[..., None]
+    m = xp.sum(xp.where(apart, z, 0.0), -1)
+    x, w = exp_difference(z, m[..., None])
+    rest = xp.sum(xp.where(apart, 0.0, w), -1)
+    moment = xp.sum(xp.where(w > 0, -x, 0.0) * w, -1)
+    if weight is None:
+        return State(m, rest, moment, xp.zeros_like(m), xp.zeros_like(m))
+    spread = xp.sum(xp.where(weight != 0, weight, 0.0) * xp.where(weight != 0, -x, 0.0), -1)
+    return State(m, rest, moment, spread, xp.sum(weight, -1) + xp.zeros_like(m))
+
+
+def merge(a: State, b: State) -> State:
+    """Join the states of two disjoint sets of classes: associative, commutative, with IDENTITY."""
+    xp = namespace(a.max)
+    first = ~(a.max < b.max)
+    won = State(*(xp.where(first, x, y) for x, y in zip(a, b, strict=True)))
+    lost = State(*(xp.where(first, y, x) for x, y in zip(a, b, strict=True)))
+    gap = xp.where(won.max == lost.max, 0.0, won.max - lost.max)
+    decay = xp.exp(-gap)
+    total = decay * (1 + lost.rest)
+    return State(
+        won.max,
+        won.rest + total,
+        won.moment + decay * lost.moment + xp.where(decay > 0, gap, 0.0) * total,
+        won.spread + lost.spread + xp.where(lost.mass != 0, gap, 0.0) * lost.mass,
+        won.mass + lost.mass,
+    )
+
+
+def identity_like(rows: Array) -> State:
+    """Return the state of no classes at all, one per row."""
+    return State(*(namespace(rows).full_like(rows, value) for value in IDENTITY))
+
+
+def log_sum(state: State) -> Array:
+    """Return log sum_j exp(z_j - max), exact for a dominant class; NaN for a row that has no distribution."""
+    xp = namespace(state.max)
+    return xp.where(xp.isfinite(state.max), xp.log1p(state.rest), math.nan)
+
+
+def logsumexp(state: State) -> Array:
+    """Return log sum_j exp(z_j): -inf for a row of -inf only, +inf for a row that holds +inf."""
+    return state.max + namespace(state.max).log1p(state.rest)
+
+
+def finish(state: State, target_logit: Array | None = None) -> Statistics:
+    """Turn states into statistics; all differences are of terms with one sign."""
+    s = log_sum(state)
+    z_y = state.max if target_logit is None else target_logit
+    return Statistics(
+        logsumexp(state),
+        -((state.max - z_y) + s),
+        s + state.moment / (1 + state.rest),
+        state.spread + state.mass * s,
+    )
+
+
+def coefficients(statistics: Statistics, mass: Array, cotangents: Statistics) -> Coefficients:
+    """Turn the incoming gradients of a row's statistics into its four numbers; a cotangent may be None."""
+    xp = namespace(mass)
+    zero = xp.zeros_like(mass)
+    lse, logprob, entropy, cross = (zero if g is None else g for g in cotangents)
+    mixed = xp.where(entropy != 0, entropy * statistics.entropy, 0.0)
+    return Coefficients(lse - logprob - mixed + cross * mass, -entropy, logprob, -cross)
+
+
+def gradient(
+    z: Array,
+    state: State,
+    numbers: Coefficients,
+    target: Array | None = None,
+    weight: Array | None = None,
+    first_class: int = 0,
+    softcap: float | None = None,
+) -> Array:
+    """Return dz for a tile of logits whose first column is class ``first_class``.
+
+    At the row's maximum p = 1 - q with q = rest / (1 + rest), which keeps the digits of a gradient that nearly cancels.
+    A row whose four numbers are all 0 has the gradient 0, whatever its logits. With ``softcap`` c the tile holds
+    z = c tanh(r / c) and the gradient returned is that of r: one factor 1 - (z/c)^2.
+    """
+    xp = namespace(z)
+    alpha, beta, gamma, delta = (number[..., None] for number in numbers)
+    m, rest = state.max[..., None], state.rest[..., None]
+    x, w = exp_difference(z, m)
+    share = xp.where(w > 0, w / (1 + rest), 0.0)
+    slope = alpha + beta * xp.where(w > 0, x - xp.log1p(rest), 0.0)
+    base = xp.zeros_like(slope) if weight is None else delta * weight
+    if target is not None:
+        base = base + xp.where(classes(z) + first_class == target[..., None], gamma, 0.0)
+    dz = xp.where(z == m, (slope + base) - rest / (1 + rest) * slope, share * slope + base)
+    dz = xp.where(xp.isfinite(m) & xp.isfinite(rest), dz, math.nan)
+    if softcap is not None:
+        dz = dz * (1 - (z / softcap) ** 2)
+    silent = (alpha == 0) & (beta == 0) & (gamma == 0) & (delta == 0)
+    return xp.where(silent, 0.0, dz)
+
+
+def softmax(z: Array) -> Array:
+    """Return p_j = exp(z_j - max) / (1 + rest)."""
+    xp = namespace(z)
+    state = fold(z)
+    _, w = exp_difference(z, state.max[..., None])
+    return w / xp.where(xp.isfinite(state.max), 1 + state.rest, math.nan)[..., None]
+
+
+def log_softmax(z: Array) -> Array:
+    """Return log p_j = (z_j - max) - log1p(rest); at the maximum itself -log1p(rest), not 0."""
+    state = fold(z)
+    x, _ = exp_difference(z, state.max[..., None])
+    return x - log_sum(state)[..., None]

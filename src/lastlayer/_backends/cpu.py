@@ -1,0 +1,135 @@
+"""The C++ kernels of native/ as a backend for NumPy arrays and torch CPU tensors: addresses and strides, no copies.
+
+Sibling of reference.py, whose results it is tested against.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from lastlayer import _native
+from lastlayer._algebra import Array, Coefficients, State
+
+CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # enum DType of native/rows.h
+
+if os.environ.get("LASTLAYER_INSTRUCTION_SET"):
+    _native.use_instruction_set(os.environ["LASTLAYER_INSTRUCTION_SET"])
+
+
+def _code(z: Array) -> int | None:
+    return CODES.get(z.dtype.name if isinstance(z, np.ndarray) else str(z.dtype)[6:])
+
+
+def takes(z: Array) -> bool:
+    """Tell whether the kernels read this array: a floating type they know, in this process's memory."""
+    return _code(z) is not None and (isinstance(z, np.ndarray) or z.device.type == "cpu")
+
+
+def _address(array: Array) -> int:
+    if isinstance(array, np.ndarray):
+        return int(array.__array_interface__["data"][0])
+    return int(array.data_ptr())
+
+
+def _tile(z: Array) -> tuple[int, int, int, int, int]:
+    if isinstance(z, np.ndarray):
+        rows, classes = (stride // z.itemsize for stride in z.strides)
+    else:
+        rows, classes = z.stride()
+    return (_address(z), z.shape[0], z.shape[1], rows, classes)
+
+
+def _threads(z: Array) -> int:
+    if isinstance(z, np.ndarray):
+        from lastlayer._backends import numpy_threads
+
+        return numpy_threads()[0]
+    return int(sys.modules["torch"].get_num_threads())
+
+
+def _empty(z: Array, fields: int) -> Any:
+    if isinstance(z, np.ndarray):
+        return np.empty((fields, z.shape[0]))
+    return z.new_empty((fields, z.shape[0]), dtype=sys.modules["torch"].float64)
+
+
+def _weight(z: Array, weight: Array | None) -> tuple[Any, tuple[int, int]]:
+    """Return weights of the statistics' type with classes side by side (and keep them alive), and their description."""
+    if weight is None:
+        return None, (0, 0)
+    double = _code(z) == CODES["float64"]
+    if isinstance(weight, np.ndarray):
+        weight = np.asarray(weight, np.float64 if double else np.float32)
+        step = weight.strides[-1] == weight.itemsize or weight.shape[-1] == 1
+        weight = weight if step else np.ascontiguousarray(weight)
+        return weight, (_address(weight), weight.strides[0] // weight.itemsize if weight.ndim == 2 else 0)
+    torch = sys.modules["torch"]
+    weight = weight.to(torch.float64 if double else torch.float32)
+    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+    return weight, (_address(weight), weight.stride(0) if weight.dim() == 2 else 0)
+
+
+def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
+    """Return the state of each row of z (N, V), in float64; moment is 0 unless asked for."""
+    kept, described = _weight(z, weight)
+    state = _empty(z, 5)
+    if not moment:
+        state[2] = 0
+    if kept is None:
+        state[3:] = 0
+    _native.fold(_code(z), _tile(z), described, _address(state), moment, _threads(z))
+    return State(*state)
+
+
+def _block(z: Array, numbers: Coefficients) -> Any:
+    if isinstance(z, np.ndarray):
+        return np.stack([np.asarray(number, np.float64) for number in numbers])
+    torch = sys.modules["torch"]
+    return torch.stack([number.double() for number in numbers])
+
+
+def gradient(
+    z: Array,
+    state: State,
+    numbers: Coefficients,
+    target: Array | None = None,
+    weight: Array | None = None,
+    first_class: int = 0,
+    softcap: float | None = None,
+    *,
+    out: Array,
+) -> Array:
+    """Write the gradient of the tile z into out, which may be z itself; target is int64 and contiguous."""
+    kept, described = _weight(z, weight)
+    block = _block(z, numbers)
+    _native.gradient(
+        _code(z),
+        _tile(z),
+        _tile(out),
+        _address(state.max),
+        _address(state.rest),
+        _address(block),
+        0 if target is None else _address(target),
+        first_class,
+        described,
+        0.0 if softcap is None else 1.0 / softcap,
+        _threads(z),
+    )
+    del kept
+    return out
+
+
+def softmax(z: Array, *, out: Array) -> Array:
+    """Write the softmax of each row into out."""
+    _native.softmax(_code(z), _tile(z), _tile(out), False, _threads(z))
+    return out
+
+
+def log_softmax(z: Array, *, out: Array) -> Array:
+    """Write the log-softmax of each row into out."""
+    _native.softmax(_code(z), _tile(z), _tile(out), True, _threads(z))
+    return out
