@@ -155,7 +155,7 @@ def coefficients(statistics: Statistics, mass: Array, cotangents: Statistics) ->
     xp = namespace(mass)
     zero = xp.zeros_like(mass)
     lse, logprob, entropy, cross = (zero if g is None else g for g in cotangents)
-    mixed = xp.where(entropy != 0, entropy * statistics.entropy, 0.0)
+    mixed = zero if cotangents.entropy is None else xp.where(entropy != 0, entropy * statistics.entropy, 0.0)
     return Coefficients(lse - logprob - mixed + cross * mass, -entropy, logprob, -cross)
 
 

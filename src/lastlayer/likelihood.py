@@ -649,7 +649,7 @@ def _to_unit(x: Array) -> tuple[Array, int]:
     return np.ldexp(x, -exponent), exponent
 
 
-def _from_unit(y: np.float64, exponent: int) -> float:
+def _from_unit(y: np.floating[Any], exponent: int) -> float:
     """Return y 2^e for a mean, which is at most the largest float64 where rounding has carried it past."""
     with np.errstate(over="ignore"):
         return float(np.clip(np.ldexp(y, exponent), -FLOAT64_MAX, FLOAT64_MAX))

@@ -20,6 +20,13 @@ if os.environ.get("LASTLAYER_INSTRUCTION_SET"):
     _native.use_instruction_set(os.environ["LASTLAYER_INSTRUCTION_SET"])
 
 
+def instruction_sets() -> tuple[list[str], str]:
+    """Return the instruction sets of this build and processor, the one in use first, and why it is in use."""
+    used = _native.instruction_set()
+    others = [name for name in _native.instruction_sets() if name != used]
+    return [used, *others], "LASTLAYER_INSTRUCTION_SET" if os.environ.get("LASTLAYER_INSTRUCTION_SET") else "the best"
+
+
 def _code(z: Array) -> int | None:
     return CODES.get(z.dtype.name if isinstance(z, np.ndarray) else str(z.dtype)[6:])
 

@@ -1,0 +1,116 @@
+"""Cross-entropy of a linear head for both front ends: terms per row, then one of the two schedules of the stream.
+
+    loss_i = -nll_i log p_{i, y_i} + cross_i sum_j u_ij (-log p_ij) + square_i lse_i^2
+
+Class weights, label smoothing, class probabilities, z-loss, per-token weights, ignored rows and the reduction are all in
+the three factors per row, known before any product; so the gradient can be formed in the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lastlayer._algebra import Array, Coefficients, State, Statistics, coefficients, finish, namespace
+from lastlayer._stream import Gradients, Stream
+
+
+class Terms(NamedTuple):
+    """The three factors per row, float64 (N,); None is 0."""
+
+    nll: Array | None
+    cross: Array | None
+    square: Array | None
+
+
+class Saved(NamedTuple):
+    """What the recompute schedule keeps of the forward pass, float64 (N,) each."""
+
+    max: Array
+    rest: Array
+    mass: Array
+    logsumexp: Array
+
+
+def loss_rows(statistics: Statistics, terms: Terms) -> Array:
+    """Return the loss of each row; a factor 0 silences its term, infinite or not."""
+    xp = namespace(statistics.logprob)
+    total = xp.zeros_like(statistics.logprob)
+    for factor, value in zip(terms, (-statistics.logprob, statistics.cross, statistics.logsumexp**2), strict=True):
+        if factor is not None:
+            total = total + factor * xp.where(factor != 0, value, 0.0)
+    return total
+
+
+def numbers_of(terms: Terms, logsumexp: Array, mass: Array, upstream: Array | float) -> Coefficients:
+    """Return the four numbers per row of ``loss_rows``, times the incoming gradient."""
+    nll, cross, square = (None if factor is None else factor * upstream for factor in terms)
+    lse = None if square is None else 2 * square * logsumexp
+    cotangents = Statistics(lse, None if nll is None else -nll, None, cross)
+    return coefficients(Statistics(logsumexp, None, None, None), mass, cotangents)
+
+
+def slice_terms(terms: Terms, rows: slice) -> Terms:
+    """Return the terms of a chunk."""
+    return Terms(*(None if factor is None else factor[rows] for factor in terms))
+
+
+def value_and_gradients(stream: Stream, terms: Terms, into: Gradients | None) -> Array:
+    """Gradient in the forward: return the losses (N,) and fill ``into`` with the gradient of their sum."""
+    losses = stream.products.double(stream.rows)
+    for rows in stream.chunks():
+        state, z_y, z = stream.fold(rows)
+        statistics, some = finish(state, z_y), slice_terms(terms, rows)
+        losses[rows] = loss_rows(statistics, some)
+        if into is not None:
+            numbers = numbers_of(some, statistics.logsumexp, state.mass, 1.0)
+            stream.push(rows, z, state, numbers, into, rows.start == 0)
+    return losses
+
+
+def value_and_saved(stream: Stream, terms: Terms) -> tuple[Array, Saved]:
+    """Forward of the recompute schedule: return the losses (N,) and what the backward needs."""
+    losses = stream.products.double(stream.rows)
+    saved = Saved(*(stream.products.double(stream.rows) for _ in Saved._fields))
+    for rows in stream.chunks():
+        state, z_y, _ = stream.fold(rows)
+        statistics = finish(state, z_y)
+        losses[rows] = loss_rows(statistics, slice_terms(terms, rows))
+        kept = Saved(state.max, state.rest, state.mass, statistics.logsumexp)
+        for field, value in zip(saved, kept, strict=True):
+            field[rows] = value
+    return losses, saved
+
+
+def gradients_of(stream: Stream, terms: Terms, saved: Saved, upstream: Array, into: Gradients) -> None:
+    """Backward of the recompute schedule: fill ``into`` with the gradient of sum(upstream * losses)."""
+    for rows in stream.chunks():
+        kept = Saved(*(field[rows] for field in saved))
+        numbers = numbers_of(slice_terms(terms, rows), kept.logsumexp, kept.mass, upstream[rows])
+        state = State(kept.max, kept.rest, None, None, kept.mass)
+        stream.push(rows, None, state, numbers, into, rows.start == 0)
+
+
+def allocate(stream: Stream, wanted: tuple[bool, bool, bool], like_input: Callable[[], Array]) -> Gradients:
+    """Return room for the wanted gradients; that of the weight is written before it is read, that of the bias added to."""
+    empty, (d_input, d_weight, d_bias) = stream.products.empty, wanted
+    weight = empty(stream.classes, stream.features) if d_weight else None
+    bias = empty(stream.classes) if d_bias else None
+    into = Gradients(like_input() if d_input else None, weight, bias)
+    for array in into[0 if not stream.rows else 2 :]:
+        if array is not None:
+            array[...] = 0
+    return into
+
+
+def row_terms(
+    keep_weight: Array, class_weight: Array | None, total: Array | float, smoothing: float, classes: int, z_loss: float
+) -> Terms:
+    """Return the terms of index targets: w_y (1 - e) log p_y, (e / V) sum_j w_j log p_j and z_loss lse^2, over total."""
+    share = keep_weight / total
+    nll = share if class_weight is None else share * class_weight
+    return Terms(
+        nll * (1 - smoothing) if smoothing else nll,
+        share * (smoothing / classes) if smoothing else None,
+        share * z_loss if z_loss else None,
+    )

@@ -1,0 +1,64 @@
+"""The command line: ``lastlayer info`` and ``lastlayer demo``. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+
+def info() -> str:
+    """Say which backends are there, which instruction set and how many threads work, and why."""
+    import platform
+
+    import numpy as np
+
+    import lastlayer
+    from lastlayer import _backends
+
+    lines = [f"lastlayer {lastlayer.__version__}, Python {platform.python_version()}, NumPy {np.__version__}"]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        lines[0] += f", torch {torch.__version__}"
+    chosen = "by LASTLAYER_BACKEND" if _backends.requested() else "the fastest that is there"
+    cpu = _backends.cpu
+    lines.append(f"backends          reference{', cpu' if cpu else ''}")
+    lines.append(f"in use            {_backends.choose(np.empty((0, 1))).__name__.rsplit('.', 1)[-1]} ({chosen})")
+    if cpu is None:
+        lines.append(f"cpu               not there: {_backends.missing}")
+    else:
+        sets, why = cpu.instruction_sets()
+        lines.append(f"instruction set   {sets[0]} ({why}; this build and processor have {', '.join(sorted(sets))})")
+    count, why = _backends.numpy_threads()
+    lines.append(f"threads (NumPy)   {count} ({why})")
+    if importlib.util.find_spec("torch"):
+        lines.append(f"threads (torch)   {torch.get_num_threads()} (torch.get_num_threads())")
+    else:
+        lines.append('torch             not installed: pip install "lastlayer[torch]"')
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code (2 for bad usage)."""
+    parser = argparse.ArgumentParser(prog="lastlayer", description="The last layer of classifiers and language models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("info", help="backends, instruction set and threads in use, and why")
+    commands.add_parser("demo", help="train, evaluate and sample a small language model on real text", add_help=False)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["demo"]:
+        from lastlayer import demo
+
+        return demo.main(arguments[1:])
+    parser.parse_args(arguments)
+    try:
+        print(info())
+    except (RuntimeError, ValueError) as error:
+        print(f"lastlayer info: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,398 @@
+"""linear_cross_entropy for torch: hidden states to loss and gradients without the N x V logits.
+
+The mathematics is in lastlayer._linear, the driver in lastlayer._stream; here are torch's products, the autograd
+Functions of the two schedules, and the public function with its checks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastlayer import _linear, _validate
+from lastlayer._linear import Saved, Terms
+from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
+
+
+class TorchProducts:
+    """torch.mm and addmm in float32 or float64: 16-bit inputs are converted, because a 16-bit product rounds each logit."""
+
+    adds_in_place = True
+
+    def __init__(self, input: Tensor) -> None:
+        self.device = input.device
+        self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        self.itemsize = self.dtype.itemsize
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def double(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64, device=self.device)
+
+    def convert(self, array: Tensor, out: Tensor) -> Tensor:
+        return out.copy_(array)
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        torch.mm(a, b, out=out)
+
+    def accumulate(self, a: Tensor, b: Tensor, out: Tensor, scratch: Tensor | None, first: bool) -> None:
+        out.addmm_(a, b, beta=0 if first else 1)
+
+    def tanh(self, array: Tensor) -> None:
+        array.tanh_()
+
+
+class Problem:
+    """One call's constants: everything but the tensors that autograd must see."""
+
+    def __init__(
+        self,
+        target: Tensor | None,
+        terms: Terms,
+        class_weight: Tensor | None,
+        soft: Tensor | None,
+        smoothing: float,
+        scale: float,
+        softcap: float | None,
+        budget: int,
+    ) -> None:
+        self.target, self.terms, self.class_weight, self.soft = target, terms, class_weight, soft
+        self.smoothing, self.scale, self.softcap, self.budget = smoothing, scale, softcap, budget
+
+    def weights(self, classes: int, dtype: torch.dtype) -> Any:
+        """Return the stream's ``weights``: nothing, class weights (ones), or (t (1 - e) + e/V) w for class probabilities."""
+        w = self.class_weight
+        if self.soft is not None:
+            soft, e = self.soft, self.smoothing
+
+            def of_tile(rows: slice, tile: slice) -> Tensor:
+                u = soft[rows, tile].to(dtype)
+                u = u * (1 - e) + e / classes if e else u
+                return u if w is None else u * w[tile]
+
+            return of_tile
+        if self.terms.cross is None:
+            return lambda rows, tile: None
+        u = torch.ones(classes, dtype=torch.float64) if w is None else w
+        u = u.to(self.terms.cross.device)
+        return lambda rows, tile: u[tile]
+
+    def stream(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Stream:
+        """Return the stream over detached tensors."""
+        products, head = TorchProducts(input), Head(weight, bias, self.scale, self.softcap)
+        weights = self.weights(weight.shape[0], products.dtype)
+        return Stream(products, input, head, self.target, weights, self.budget, dense=self.soft is not None)
+
+
+def _rounded(into: Gradients, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(
+        None if gradient is None or like is None else gradient.to(like.dtype)
+        for gradient, like in zip(into, (input, weight, bias), strict=True)
+    )
+
+
+class _SecondOrder(torch.autograd.Function):
+    """The identity on a fused gradient; differentiating it again says why that is not possible."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(
+            "linear_cross_entropy has no second derivative: it would need the full N x V logits. Differentiate "
+            "cross_entropy(linear(input, linear_weight), target) twice instead"
+        )
+
+
+def _first_order(gradients: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    if not torch.is_grad_enabled():
+        return gradients
+    return tuple(None if g is None else _SecondOrder.apply(g, *inputs) for g in gradients)  # type: ignore[no-untyped-call]
+
+
+class _Fused(torch.autograd.Function):
+    """The sum of the row losses; gradients are formed in the forward pass (6 N D V operations)."""
+
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, wanted: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, ...]:
+        stream = problem.stream(input, weight, bias)
+        into = _linear.allocate(stream, wanted, lambda: torch.empty_like(input)) if any(wanted) else None
+        loss = _linear.value_and_gradients(stream, problem.terms, into).sum()
+        gradients = (None, None, None) if into is None else _rounded(into, input, weight, bias)
+        return (loss.to(stream.products.dtype), *gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        gradients = output[1:]
+        ctx.mark_non_differentiable(*(g for g in gradients if g is not None))
+        ctx.save_for_backward(inputs[0], inputs[1], *gradients)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        input, weight, *gradients = ctx.saved_tensors
+        g = upstream[0]
+        if g is None:
+            return (None,) * 5
+        scaled = tuple(None if d is None else d * g.to(d.dtype) for d in gradients)
+        return (*_first_order(scaled, g, input, weight), None, None)
+
+
+class _Recomputed(torch.autograd.Function):
+    """The row losses (N,); the backward computes the logits again (8 N D V operations)."""
+
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, wanted: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, ...]:
+        stream = problem.stream(input, weight, bias)
+        losses, saved = _linear.value_and_saved(stream, problem.terms)
+        return (losses.to(stream.products.dtype), *saved)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, weight, bias, ctx.problem, ctx.wanted = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(input, weight, bias, *output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        input, weight, bias, *saved = ctx.saved_tensors
+        g = upstream[0]
+        if g is None:
+            return (None,) * 5
+        with torch.no_grad():
+            stream = ctx.problem.stream(input, weight, bias)
+            into = _linear.allocate(stream, ctx.wanted, lambda: torch.empty_like(input))
+            _linear.gradients_of(stream, ctx.problem.terms, Saved(*saved), g.double(), into)
+            gradients = _rounded(into, input, weight, bias)
+        return (*_first_order(gradients, g, input, weight), None, None)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    token_weight: Tensor | None = None,
+    memory_budget: int = DEFAULT_BUDGET,
+) -> Tensor:
+    r"""Compute the cross-entropy of ``linear(input, linear_weight, linear_bias)`` without storing its N x V logits.
+
+    The logits of a token are z = softcap * tanh(scale * (W h + b) / softcap); its loss, with class weights w, smoothing e
+    and log p = log_softmax(z), is::
+
+        -(1 - e) w_y log p_y - (e / V) sum_j w_j log p_j + z_loss * logsumexp(z)^2
+
+    ``"mean"`` and ``"sum"`` form the gradients during the forward pass; ``"none"`` computes the logits a second time in
+    the backward pass.
+
+    Args:
+        input: hidden states (D), (N, D) or (B, T, D): any leading shape.
+        linear_weight: (V, D), of the input's dtype. (V, d_1, ..., D) is computed through full logits, as torch does.
+        target: class indices of the leading shape, or class probabilities of the leading shape and V.
+        linear_bias: (V).
+        weight: class weights (V).
+        reduction: ``"none"``, ``"mean"`` (over the weights of the targets that count) or ``"sum"``.
+        ignore_index: a target value whose tokens count as absent, -100 unless given; they cost no product.
+        label_smoothing: e, in [0, 1].
+        options: accepted because torch's function has it; ``memory_budget`` decides here.
+        z_loss: the factor of the squared logsumexp.
+        softcap: bounds the logits to (-softcap, softcap).
+        scale: multiplies the logits.
+        token_weight: factors of the tokens' losses, of the leading shape; the mean divides by their (class-weighted) sum.
+        memory_budget: bytes for the workspace, gradients not counted.
+
+    Returns:
+        The loss: float32, or float64 for float64 input, whatever the 16-bit type of the input. A scalar, or the leading
+        shape for ``"none"``. 0, connected to the graph, where every target is ignored.
+
+    Raises:
+        IndexError: a target is neither a class nor ignored; the message names it.
+        RuntimeError: shapes, dtypes or devices do not fit; or a second derivative is asked for (needs full logits).
+        ValueError: reduction, label_smoothing, softcap or another factor is out of range; the budget is too small.
+
+    Note:
+        16-bit inputs are multiplied in float32. Differs from torch: 16-bit input gives a float32 loss, ignored rows
+        cannot poison the gradient, and the mean over no tokens is 0, not NaN. ``torch.compile`` breaks its graph here;
+        ``vmap`` and forward-mode differentiation are not supported.
+
+    Example:
+        >>> import torch
+        >>> import lastlayer.torch as F
+        >>> h, W = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> F.linear_cross_entropy(h, W, torch.tensor([0, 2]))
+        tensor(0.8620)
+        >>> F.linear_cross_entropy(h, W, torch.tensor([0, -100]), reduction="none")
+        tensor([0.8620, 0.0000])
+    """
+    _check_shapes(input, linear_weight, linear_bias, weight)
+    _validate.check_reduction(reduction)
+    _validate.check_label_smoothing(label_smoothing)
+    if softcap is not None:
+        _validate.check_positive("softcap", softcap)
+    for name, value in (("z_loss", z_loss), ("scale", scale)):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} = {value} must be finite")
+    leading, classes = input.shape[:-1], linear_weight.shape[0]
+    if linear_weight.dim() > 2:
+        extras = {"z_loss": z_loss != 0, "softcap": softcap is not None, "scale": scale != 1, "token_weight": token_weight}
+        return _dense(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, extras)
+    soft = tuple(target.shape) == (*leading, classes)
+    if soft and ignore_index is not None:
+        raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
+    _check_target(target, leading, classes, soft)
+    _check_token_weight(token_weight, leading)
+    tensors = _autocast(input, linear_weight, linear_bias)
+    wanted = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors)
+    h, factor = tensors[0].reshape(-1, input.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
+    y = target.detach().reshape(-1, classes) if soft else target.reshape(-1)
+
+    kept = None
+    if not soft:
+        ignored = -100 if ignore_index is None else ignore_index
+        _validate.check_target(target, classes, ignored)
+        keep = y != ignored
+        if not bool(keep.all()):
+            kept = keep.nonzero()[:, 0]
+            h, y, factor = h[kept], y[kept], None if factor is None else factor[kept]
+    rows = torch.ones(h.shape[0], dtype=torch.float64, device=h.device) if factor is None else factor.double()
+    class_weight = None if weight is None else weight.detach().double()
+    counted = rows if class_weight is None or soft else rows * class_weight[y]
+    total: Tensor | float = 1.0
+    if reduction == "mean":
+        total = counted.sum()
+        total = torch.where(total == 0, 1.0, total)
+    if soft:
+        terms = Terms(None, rows / total, rows / total * z_loss if z_loss else None)
+    else:
+        of_target = None if class_weight is None else class_weight[y]
+        terms = _linear.row_terms(rows, of_target, total, label_smoothing, classes, z_loss)
+    index = None if soft else y.to(torch.int64).contiguous()
+    problem = Problem(index, terms, class_weight, y if soft else None, label_smoothing, scale, softcap, memory_budget)
+    if reduction != "none":
+        return _apply(_Fused, h, tensors[1], tensors[2], problem, wanted)
+    losses = _apply(_Recomputed, h, tensors[1], tensors[2], problem, wanted)
+    if kept is not None:
+        losses = losses.new_zeros(keep.shape[0]).index_put((kept,), losses)
+    return losses.reshape(leading)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _apply(schedule: Any, *arguments: Any) -> Tensor:
+    return schedule.apply(*arguments)[0]  # type: ignore[no-any-return]
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    device = tensors[0].device.type  # type: ignore[union-attr]
+    if not torch.is_autocast_enabled(device):
+        return tensors  # type: ignore[return-value]
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)  # type: ignore[return-value,misc]
+
+
+def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, weight: Tensor | None) -> None:
+    if input.dim() < 1:
+        raise RuntimeError("expected input with dimensionality at least 1, got 0")
+    if linear_weight.dim() < 2:
+        raise RuntimeError(f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()}")
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            "expected equal input and linear_weight last dimensions (in_features), "
+            f"got {input.shape[-1]} and {linear_weight.shape[-1]}, respectively"
+        )
+    if linear_weight.shape[0] == 0:
+        raise RuntimeError(f"linear_weight has shape {tuple(linear_weight.shape)}: expected at least one class")
+    outputs = tuple(linear_weight.shape[:-1])
+    if linear_bias is not None and tuple(linear_bias.shape) != outputs:
+        raise RuntimeError(f"expected linear_bias shape {outputs}, got {tuple(linear_bias.shape)}")
+    if weight is not None and tuple(weight.shape) != outputs[:1]:
+        raise RuntimeError(f"expected weight (one per class) shape {outputs[:1]}, got {tuple(weight.shape)}")
+    if not input.is_floating_point():
+        raise RuntimeError(f"expected a floating point input, got {input.dtype}")
+    mixed = not torch.is_autocast_enabled(input.device.type)
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias), ("weight", weight)):
+        if tensor is None:
+            continue
+        if tensor.device != input.device:
+            raise RuntimeError(f"{name} is on {tensor.device}, input on {input.device}: expected one device")
+        if not tensor.is_floating_point() or (mixed and name != "weight" and tensor.dtype != input.dtype):
+            raise RuntimeError(f"{name} has dtype {tensor.dtype}, input {input.dtype}: expected the same floating type")
+    if weight is not None and weight.requires_grad:
+        raise RuntimeError("weight (class weights) requires a gradient, which linear_cross_entropy does not compute")
+
+
+def _check_target(target: Tensor, leading: torch.Size, classes: int, soft: bool) -> None:
+    if soft:
+        if not target.is_floating_point():
+            raise RuntimeError(f"expected class probabilities of a floating type (target has input's shape), got {target.dtype}")
+        if target.requires_grad:
+            raise RuntimeError("target (class probabilities) requires a gradient, which linear_cross_entropy does not compute")
+        return
+    if target.shape != leading:
+        expected = f"{tuple(leading)} (class indices) or {(*leading, classes)} (class probabilities)"
+        raise RuntimeError(f"expected target of shape {expected}, got {tuple(target.shape)}")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise RuntimeError(f"expected class indices of an integer type, got {target.dtype}")
+
+
+def _check_token_weight(token_weight: Tensor | None, leading: torch.Size) -> None:
+    if token_weight is None:
+        return
+    _validate.check_shape("token_weight", token_weight, tuple(leading), ", one factor per token")
+    if token_weight.requires_grad:
+        raise RuntimeError("token_weight requires a gradient: use reduction='none' and multiply the losses by it")
+    bad = ~torch.isfinite(token_weight)
+    if bool(bad.any()):
+        at = _validate.position(bad)
+        raise ValueError(f"{_validate.element('token_weight', at)} = {float(token_weight[at])} must be finite")
+
+
+def _dense(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int | None,
+    label_smoothing: float,
+    extras: dict[str, Any],
+) -> Tensor:
+    """K-dimensional heads (V, d_1, ..., D): torch's own definition, through full logits."""
+    given = [name for name, value in extras.items() if value is not None and value is not False]
+    if given:
+        raise RuntimeError(f"{', '.join(given)} cannot be combined with a K-dimensional linear_weight")
+    if input.dim() != 2:
+        shapes = f"{tuple(linear_weight.shape)} requires batched input, (N, {input.shape[-1]}), got unbatched input"
+        raise RuntimeError(f"K-dimensional loss defined by linear_weight shape {shapes} with shape {tuple(input.shape)}")
+    from lastlayer.torch.functional import cross_entropy
+
+    outputs = linear_weight.shape[:-1]
+    bias = None if linear_bias is None else linear_bias.reshape(-1)
+    logits = F.linear(input, linear_weight.reshape(-1, input.shape[-1]), bias).unflatten(1, outputs)
+    if target.shape == logits.shape and ignore_index is not None:
+        raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
+    ignored = -100 if ignore_index is None else ignore_index
+    return cross_entropy(
+        logits, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=label_smoothing
+    )
