@@ -22,7 +22,7 @@ def _wide(array: Array | None) -> Any:
 
 
 def _write(out: Array, value: Array) -> Array:
-    out[...] = value if isinstance(out, np.ndarray) else value.to(out.dtype)
+    out[...] = value.astype(out.dtype) if isinstance(out, np.ndarray) else value.to(out.dtype)
     return out
 
 

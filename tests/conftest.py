@@ -1,0 +1,39 @@
+"""Fixtures shared by all tests: the table of backends, and reproducible randomness."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lastlayer import _backends
+
+sys.path.insert(0, str(Path(__file__).parent))  # laws.py
+
+BACKENDS = ["reference"]
+if _backends.cpu is not None:
+    from lastlayer import _native
+
+    BACKENDS += [f"cpu-{name}" for name in _native.instruction_sets()]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Each backend in turn; the native one with each instruction set that this machine has."""
+    if request.param == "reference":
+        yield _backends.reference
+        return
+    before = _native.instruction_set()
+    _native.use_instruction_set(request.param.removeprefix("cpu-"))
+    yield _backends.cpu
+    _native.use_instruction_set(before)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(20261122)

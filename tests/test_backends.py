@@ -1,0 +1,254 @@
+"""Laws of the tile kernels, over backend x type x shape: each line of native/rows.cpp has a case here that it would fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import laws
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lastlayer import _algebra, _backends
+from lastlayer._algebra import Coefficients, Statistics
+
+TYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+CLASSES = [1, 2, 31, 33, 1023, 1024, 1025, 2049]
+ROWS = [0, 1, 7, 289]
+
+
+def logits(rng: np.random.Generator, rows: int, classes: int, dtype: Any, scale: float = 5.0) -> Any:
+    """Random rows; the first few are confident, masked, equal, tiny, far off."""
+    z = rng.normal(size=(rows, classes)) * scale
+    if rows >= 7:
+        z[0, classes // 2] += 60
+        z[1, : classes // 2] = -np.inf
+        z[2] = 0.25
+        z[3] *= 0.02 / scale
+        z[4] += 300
+        z[5] = -np.inf
+        z[6, -1] = z[6].max()
+    return z.astype(dtype)
+
+
+def same(got: Any, expected: Any) -> None:
+    """Bit for bit, NaN included."""
+    np.testing.assert_array_equal(laws.wide(got), laws.wide(expected))
+
+
+def numbers(rng: np.random.Generator, rows: int) -> Coefficients:
+    """Four numbers per row, different in each row."""
+    return Coefficients(*rng.normal(size=(4, rows)))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_fold_gradient_and_rows(backend: Any, rng: np.random.Generator, rows: int, classes: int, dtype: Any) -> None:
+    z = logits(rng, rows, classes, dtype)
+    laws.fold_is_exact(backend, z)
+    laws.fold_is_exact(backend, z, rng.random(classes))
+    for name in ("softmax", "log_softmax"):
+        laws.rows_are_exact(backend, name, z)
+    some = z[np.isfinite(z.astype(float).max(-1, initial=-np.inf))]
+    target = rng.integers(0, classes, len(some))
+    laws.gradient_is_exact(backend, some, numbers(rng, len(some)), target, rng.random(classes))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_weights_by_row(backend: Any, rng: np.random.Generator, dtype: Any) -> None:
+    z = logits(rng, 7, 1025, dtype)
+    weight = rng.random((7, 1025)) * (rng.random((7, 1025)) > 0.5)
+    weight[1] = np.where(np.isinf(z[1].astype(float)), 0, weight[1])  # weight 0 on -inf: 0, not NaN
+    laws.fold_is_exact(backend, z[:5], weight[:5])
+    assert np.isfinite(backend.fold(z[:5], weight[:5]).spread).all()
+    laws.gradient_is_exact(backend, z[:5], numbers(rng, 5), np.arange(5), weight[:5])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("layout", ["transposed", "every other class", "every other row", "reversed"])
+def test_strides_do_not_matter(backend: Any, rng: np.random.Generator, dtype: Any, layout: str) -> None:
+    whole = logits(rng, 66, 66, dtype)
+    z = {"transposed": whole.T, "every other class": whole[:, ::2], "every other row": whole[::2], "reversed": whole[:, ::-1]}[layout]
+    copy = z.copy()
+    for x, y in zip(backend.fold(z, None, True), backend.fold(copy, None, True), strict=True):
+        same(x, y)
+    for name in ("softmax", "log_softmax"):
+        out = np.full((66, 132), np.nan).astype(dtype)[: z.shape[0], : 2 * z.shape[1] : 2]
+        expected = getattr(backend, name)(copy, out=np.empty_like(copy))
+        same(getattr(backend, name)(z, out=out), expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_row_alone_is_the_row_in_its_batch(backend: Any, rng: np.random.Generator, dtype: Any) -> None:
+    z = logits(rng, 9, 1500, dtype)
+    together = backend.fold(z, None, True)
+    softmax = backend.softmax(z, out=np.empty_like(z))
+    for i in range(9):
+        alone = backend.fold(z[i : i + 1], None, True)
+        same([x[0] for x in alone], [x[i] for x in together])
+        same(backend.softmax(z[i : i + 1], out=np.empty_like(z[:1]))[0], softmax[i])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_silent_rows_have_gradient_zero_whatever_they_hold(backend: Any, dtype: Any) -> None:
+    z = np.array([[np.nan, 1, 2], [-np.inf] * 3, [np.inf, 0, 0], [1, 2, 3]]).astype(dtype)
+    zero = np.zeros(4)
+    state = backend.fold(z)
+    out = backend.gradient(z, state, Coefficients(zero, zero, zero, zero), np.zeros(4, np.int64), out=np.full_like(z, np.nan))
+    np.testing.assert_array_equal(out.astype(float), np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("at", [0, 5, 1029])
+def test_nan_anywhere_makes_its_row_nan_and_no_other(backend: Any, rng: np.random.Generator, dtype: Any, at: int) -> None:
+    z = logits(rng, 3, 1030, dtype)
+    z[1, at] = np.nan
+    state = backend.fold(z)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(_algebra.logsumexp(state))[1]
+        assert np.isfinite(_algebra.logsumexp(state))[[0, 2]].all()
+    for name in ("softmax", "log_softmax"):
+        nan = np.isnan(getattr(backend, name)(z, out=np.zeros_like(z)).astype(float))
+        assert nan[1].all()
+        assert not nan[[0, 2]].any()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_infinite_rows(backend: Any, dtype: Any) -> None:
+    z = np.array([[-np.inf] * 40, [0] * 39 + [np.inf], [np.inf, -np.inf] * 20]).astype(dtype)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(_algebra.logsumexp(backend.fold(z)), [-np.inf, np.inf, np.inf])
+    assert np.isnan(backend.softmax(z, out=np.zeros_like(z)).astype(float)).all()
+
+
+@pytest.mark.parametrize("margin", range(0, 61, 4))
+@pytest.mark.parametrize("offset", [0, 1000, 3000])
+def test_confident_rows_keep_their_digits(backend: Any, rng: np.random.Generator, margin: int, offset: int) -> None:
+    z = np.round(rng.normal(size=(4, 1000)), 2)
+    z[:, 17] = z.max() + margin
+    z = (z + offset).astype(np.float32)
+    state = backend.fold(z, None, True)
+    exact = np.exp(z.astype(float) - z[:, 17:18].astype(float))
+    exact[:, 17] = 0
+    log_sum = np.log1p(exact.sum(-1))
+    got = _algebra.finish(state, z[:, 17].astype(float))
+    np.testing.assert_allclose(-got.logprob, log_sum, rtol=1e-5)  # the bound that is promised
+    entropy = log_sum + (exact * (z[:, 17:18].astype(float) - z)).sum(-1) / (1 + exact.sum(-1))
+    np.testing.assert_allclose(got.entropy, entropy, rtol=1e-5)
+    nll = _algebra.coefficients(got, state.mass, Statistics(None, np.full(4, -1.0), None, None))
+    dz = backend.gradient(z, state, nll, np.full(4, 17), out=np.full_like(z, np.nan))
+    q = exact.sum(-1) / (1 + exact.sum(-1))
+    np.testing.assert_allclose(dz[:, 17], -q, rtol=1e-5)
+
+
+def test_softcap_is_one_factor(backend: Any, rng: np.random.Generator) -> None:
+    raw = rng.normal(size=(5, 37)) * 4
+    z = 3.0 * np.tanh(raw / 3.0)
+    state, target, four = backend.fold(z), np.arange(5), numbers(rng, 5)
+    plain = backend.gradient(z, state, four, target, out=np.empty_like(z))
+    capped = backend.gradient(z, state, four, target, softcap=3.0, out=np.empty_like(z))
+    np.testing.assert_allclose(capped, plain * (1 - np.tanh(raw / 3.0) ** 2), rtol=1e-12)
+
+
+def test_first_class_shifts_the_target(backend: Any, rng: np.random.Generator) -> None:
+    z, four = rng.normal(size=(6, 10)), numbers(rng, 6)
+    target, state = np.array([0, 3, 4, 6, 7, 9]), backend.fold(z)
+    whole = backend.gradient(z, state, four, target, out=np.empty_like(z))
+    part = backend.gradient(z[:, 4:7], state, four, target, first_class=4, out=np.full((6, 3), np.nan))
+    np.testing.assert_array_equal(part, whole[:, 4:7])
+
+
+needs_native = pytest.mark.skipif(_backends.cpu is None, reason="the native module is not built")
+
+
+@needs_native
+@pytest.mark.parametrize("threads", ["1", "2", "3", "7"])
+def test_thread_count_changes_no_bit(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, threads: str) -> None:
+    z = rng.normal(size=(37, 40_000)).astype(np.float32)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    state, softmax = _backends.cpu.fold(z, None, True), _backends.cpu.softmax(z, out=np.empty_like(z))
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert _backends.numpy_threads()[0] == int(threads)
+    np.testing.assert_array_equal(_backends.cpu.fold(z, None, True), state)
+    np.testing.assert_array_equal(_backends.cpu.softmax(z, out=np.full_like(z, np.nan)), softmax)
+
+
+FORK = """
+import os, numpy as np, torch
+from lastlayer._backends import cpu
+z = np.random.default_rng(0).normal(size=(64, 50_000)).astype(np.float32)
+torch.from_numpy(z).sum(); before = cpu.fold(z)  # threads ran in the parent, ours and torch's
+child = os.fork()
+if child == 0:
+    os._exit(0 if all((a == b).all() for a, b in zip(cpu.fold(z), before)) else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_forked_worker_works() -> None:
+    pytest.importorskip("torch")
+    assert subprocess.run([sys.executable, "-c", FORK], timeout=120).returncode == 0
+
+
+def test_a_backend_asked_for_by_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = np.zeros((1, 2), np.float32)
+    monkeypatch.setenv("LASTLAYER_BACKEND", "reference")
+    assert _backends.choose(z) is _backends.reference
+    monkeypatch.setenv("LASTLAYER_BACKEND", "gpu")
+    with pytest.raises(ValueError, match=r"'gpu': expected one of cpu, reference"):
+        _backends.choose(z)
+    monkeypatch.setenv("LASTLAYER_BACKEND", "cpu")
+    monkeypatch.setattr(_backends, "cpu", None)
+    monkeypatch.setattr(_backends, "missing", "not built", raising=False)
+    with pytest.raises(RuntimeError, match="not built"):
+        _backends.choose(z)
+
+
+class Broken:
+    """The reference with one defect, to see the laws fail."""
+
+    def __init__(self, defect: str) -> None:
+        self.defect = defect
+
+    def fold(self, z: Any, weight: Any = None, moment: bool = False) -> Any:
+        state = _backends.reference.fold(z, weight, moment)
+        if self.defect == "tail":  # the last class is not read
+            return _backends.reference.fold(z[:, :-1], None if weight is None else weight[..., :-1], moment)
+        if self.defect == "moment":
+            return state._replace(moment=-state.moment)
+        if self.defect == "apart":  # the maximum is counted with the rest
+            return state._replace(rest=(1 + state.rest) - 1)
+        return state
+
+    def gradient(self, z: Any, state: Any, four: Any, target: Any = None, weight: Any = None, *, out: Any) -> Any:
+        if self.defect == "beta":
+            four = four._replace(beta=-four.beta)
+        if self.defect == "target":
+            target = target + 1
+        if self.defect == "delta":
+            weight = None
+        if self.defect == "overwrites":  # reads the tile after it was written
+            out[...] = 0
+        return _backends.reference.gradient(z, state, four, target, weight, out=out)
+
+
+@pytest.mark.parametrize("defect", ["none", "tail", "moment", "apart", "beta", "target", "delta", "overwrites"])
+def test_the_laws_catch_a_broken_backend(rng: np.random.Generator, defect: str) -> None:
+    z = logits(rng, 7, 33, np.float64)[:5]
+    z[0, 1] = z[0].max() + 40
+
+    def check() -> None:
+        laws.fold_is_exact(Broken(defect), z, np.ones(33))
+        laws.gradient_is_exact(Broken(defect), z, numbers(np.random.default_rng(1), 5), np.arange(5), np.ones(33))
+
+    if defect == "none":
+        check()
+    else:
+        with pytest.raises(AssertionError):
+            check()
