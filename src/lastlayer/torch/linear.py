@@ -16,6 +16,7 @@ from torch import Tensor
 from lastlayer import _linear, _validate
 from lastlayer._linear import Saved, Terms
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
+from lastlayer.torch.functional import cross_entropy
 
 
 class TorchProducts:
@@ -100,8 +101,12 @@ class _SecondOrder(torch.autograd.Function):
     """The identity on a fused gradient; differentiating it again says why that is not possible."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(gradient: Tensor, *inputs: Tensor) -> Tensor:
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -209,7 +214,8 @@ def linear_cross_entropy(
     Args:
         input: hidden states (D), (N, D) or (B, T, D): any leading shape.
         linear_weight: (V, D), of the input's dtype. (V, d_1, ..., D) is computed through full logits, as torch does.
-        target: class indices of the leading shape, or class probabilities of the leading shape and V.
+        target: class indices of the leading shape, or class probabilities of the leading shape and V; where these
+            require a gradient, the loss goes through full logits.
         linear_bias: (V).
         weight: class weights (V).
         reduction: ``"none"``, ``"mean"`` (over the weights of the targets that count) or ``"sum"``.
@@ -254,10 +260,10 @@ def linear_cross_entropy(
         if not math.isfinite(value):
             raise ValueError(f"{name} = {value} must be finite")
     leading, classes = input.shape[:-1], linear_weight.shape[0]
-    if linear_weight.dim() > 2:
+    soft = tuple(target.shape) == (*leading, classes)
+    if linear_weight.dim() > 2 or (soft and target.requires_grad):
         extras = {"z_loss": z_loss != 0, "softcap": softcap is not None, "scale": scale != 1, "token_weight": token_weight}
         return _dense(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, extras)
-    soft = tuple(target.shape) == (*leading, classes)
     if soft and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     _check_target(target, leading, classes, soft)
@@ -345,8 +351,6 @@ def _check_target(target: Tensor, leading: torch.Size, classes: int, soft: bool)
     if soft:
         if not target.is_floating_point():
             raise RuntimeError(f"expected class probabilities of a floating type (target has input's shape), got {target.dtype}")
-        if target.requires_grad:
-            raise RuntimeError("target (class probabilities) requires a gradient, which linear_cross_entropy does not compute")
         return
     if target.shape != leading:
         expected = f"{tuple(leading)} (class indices) or {(*leading, classes)} (class probabilities)"
@@ -378,15 +382,20 @@ def _dense(
     label_smoothing: float,
     extras: dict[str, Any],
 ) -> Tensor:
-    """K-dimensional heads (V, d_1, ..., D): torch's own definition, through full logits."""
+    """Through full logits, as torch does: K-dimensional heads (V, d_1, ..., D), and targets that require a gradient."""
     given = [name for name, value in extras.items() if value is not None and value is not False]
     if given:
-        raise RuntimeError(f"{', '.join(given)} cannot be combined with a K-dimensional linear_weight")
+        kind = "a K-dimensional linear_weight" if linear_weight.dim() > 2 else "a target that requires a gradient"
+        raise RuntimeError(f"{', '.join(given)} cannot be combined with {kind}")
+    if linear_weight.dim() == 2:
+        flat = F.linear(input, linear_weight, linear_bias).reshape(-1, linear_weight.shape[0])
+        loss = cross_entropy(
+            flat, target.reshape(flat.shape), weight, reduction=reduction, label_smoothing=label_smoothing
+        )
+        return loss.reshape(input.shape[:-1]) if reduction == "none" else loss
     if input.dim() != 2:
         shapes = f"{tuple(linear_weight.shape)} requires batched input, (N, {input.shape[-1]}), got unbatched input"
         raise RuntimeError(f"K-dimensional loss defined by linear_weight shape {shapes} with shape {tuple(input.shape)}")
-    from lastlayer.torch.functional import cross_entropy
-
     outputs = linear_weight.shape[:-1]
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     logits = F.linear(input, linear_weight.reshape(-1, input.shape[-1]), bias).unflatten(1, outputs)
