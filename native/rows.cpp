@@ -108,9 +108,9 @@ inline void add_block(const F* z, int n, const F* weight, RowState& s) {
   const F max = static_cast<F>(s.max);
   const vec<F> m = splat(max), zero{};
   const bool infinite = !(max - max == 0);  // -inf so far, +inf or NaN: x is 0 at the maximum
-  vec<F> terms0{}, terms1{}, moment{}, spread{}, mass{};
   M ties{};
-  const auto step = [&](int i, vec<F>& terms) {
+  vec<F> terms{}, moments{}, spreads{}, masses{};
+  const auto step = [&](int i) {
     const vec<F> zi = load(z + i);
     const M tie = zi == m;
     vec<F> x, low;
@@ -119,28 +119,35 @@ inline void add_block(const F* z, int n, const F* weight, RowState& s) {
     const vec<F> e = tie ? zero : exp_scaled<F>(x, low);
     ties -= tie;
     terms += e;
-    if constexpr (with_moment) moment += (e > zero ? -x : zero) * e;
+    if constexpr (with_moment) moments += (e > zero ? -x : zero) * e;
     if constexpr (with_weight) {
       const vec<F> u = load(weight + i);
-      mass += u;
-      spread += u != zero ? -x * u : zero;
+      masses += u;
+      spreads += u != zero ? -x * u : zero;
     }
   };
-  int i = 0;
-  for (; i + 2 * w <= n; i += 2 * w) {
-    step(i, terms0);
-    step(i + w, terms1);
+  // Chains of at most 8 additions in F, then double: the sum's error does not grow with the number of classes.
+  vec_double<F> term_total{}, moment_total{}, spread_total{}, mass_total{};
+  for (int i = 0; i < n; i += 8 * w) {
+    terms = moments = spreads = masses = zero;
+    if (i + 8 * w <= n)
+      for (int k = 0; k < 8; ++k) step(i + k * w);
+    else
+      for (int k = i; k < n; k += w) step(k);
+    term_total += to_double<F>(terms);
+    if constexpr (with_moment) moment_total += to_double<F>(moments);
+    if constexpr (with_weight) spread_total += to_double<F>(spreads);
+    if constexpr (with_weight) mass_total += to_double<F>(masses);
   }
-  for (; i < n; i += w) step(i, terms0);
   double count = 0;
   for (int lane = 0; lane < w; ++lane) count += static_cast<double>(ties[lane]);
   const double unit = std::ldexp(1.0, -Simd<F>::shift);
   if (raised && count > 0) count -= 1;  // the class kept apart; before the small terms, or they would round away
-  s.rest += unit * static_cast<double>(sum<F>(terms0 + terms1)) + count;
-  if constexpr (with_moment) s.moment += unit * static_cast<double>(sum<F>(moment));
+  s.rest += unit * sum_lanes<F>(term_total) + count;
+  if constexpr (with_moment) s.moment += unit * sum_lanes<F>(moment_total);
   if constexpr (with_weight) {
-    s.spread += static_cast<double>(sum<F>(spread));
-    s.mass += static_cast<double>(sum<F>(mass));
+    s.spread += sum_lanes<F>(spread_total);
+    s.mass += sum_lanes<F>(mass_total);
   }
   s.empty = false;
 }
@@ -224,11 +231,13 @@ void softmax_rows(const Tile& z, const Tile& out, bool log, int64_t begin, int64
       const vec<F> log_sum = splat(static_cast<F>(std::log1p(s.rest)));
       map_row(row, out, i, [&](int64_t, vec<F> zi) { return (zi - m) - log_sum; });
     } else {
-      const vec<F> unit = splat(static_cast<F>(std::ldexp(1 / (1 + s.rest), -Simd<F>::shift)));
+      const double share = std::ldexp(1 / (1 + s.rest), -Simd<F>::shift);
+      const vec<F> unit = splat(static_cast<F>(share)), unit_low = splat(static_cast<F>(share - static_cast<F>(share)));
       map_row(row, out, i, [&](int64_t, vec<F> zi) {
         vec<F> x, low;
         difference<F>(zi, m, x, low);
-        return exp_scaled<F>(x, low) * unit;
+        const vec<F> e = exp_scaled<F>(x, low);
+        return e * unit + e * unit_low;
       });
     }
   }

@@ -55,8 +55,20 @@ inline vec<F> splat(F x) {
 }
 
 template <class F>
-inline F sum(vec<F> v) {
-  F total = 0;
+struct Doubles {
+  typedef double type __attribute__((vector_size(Vec<F>::width * sizeof(double))));
+};
+template <class F>
+using vec_double = typename Doubles<F>::type;
+
+template <class F>
+inline vec_double<F> to_double(vec<F> v) {
+  return __builtin_convertvector(v, vec_double<F>);
+}
+
+template <class F>
+inline double sum_lanes(vec_double<F> v) {
+  double total = 0;
   for (int i = 0; i < Vec<F>::width; ++i) total += v[i];
   return total;
 }
