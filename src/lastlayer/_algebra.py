@@ -60,7 +60,7 @@ IDENTITY = State(-math.inf, 0.0, 0.0, 0.0, 0.0)
 
 def namespace(array: Array) -> Any:
     """Return the module, numpy or torch, whose functions take this array."""
-    if isinstance(array, np.ndarray | np.generic):
+    if isinstance(array, (np.ndarray, np.generic)):  # no union: torch.compile does not know how to form one
         return np
     import torch
 
@@ -90,17 +90,24 @@ def exp_difference(z: Array, m: Array) -> tuple[Array, Array]:
     return x, w + w * xp.where(xp.isfinite(error), error, 0.0)
 
 
+def apart(z: Array) -> Array:
+    """Tell which class of each row is the one kept out of the sum: the first that attains the maximum."""
+    return classes(z) == namespace(z).argmax(z, -1)[..., None]
+
+
 def fold(z: Array, weight: Array | None = None) -> State:
     """Fold all classes of z (..., V) into one state per row; weight u is (V,) or like z."""
     xp = namespace(z)
-    apart = classes(z) == xp.argmax(z, -1)[..., None]
-    m = xp.sum(xp.where(apart, z, 0.0), -1)
+    top = apart(z)
+    m = xp.sum(xp.where(top, z, 0.0), -1)
     x, w = exp_difference(z, m[..., None])
-    rest = xp.sum(xp.where(apart, 0.0, w), -1)
+    rest = xp.sum(xp.where(top, 0.0, w), -1)
+    # A constant, so that the derivatives by z_k and by max, of which it is the difference, need not cancel.
+    x = xp.where(top, 0.0, x)
     moment = xp.sum(xp.where(w > 0, -x, 0.0) * w, -1)
     if weight is None:
         return State(m, rest, moment, xp.zeros_like(m), xp.zeros_like(m))
-    spread = xp.sum(xp.where(weight != 0, weight, 0.0) * xp.where(weight != 0, -x, 0.0), -1)
+    spread = xp.sum(weight * xp.where((weight != 0) | xp.isfinite(x), -x, 0.0), -1)
     return State(m, rest, moment, spread, xp.sum(weight, -1) + xp.zeros_like(m))
 
 
@@ -203,4 +210,4 @@ def log_softmax(z: Array) -> Array:
     """Return log p_j = (z_j - max) - log1p(rest); at the maximum itself -log1p(rest), not 0."""
     state = fold(z)
     x, _ = exp_difference(z, state.max[..., None])
-    return x - log_sum(state)[..., None]
+    return namespace(z).where(apart(z), 0.0, x) - log_sum(state)[..., None]

@@ -19,6 +19,10 @@ class NotLogProbabilityWarning(UserWarning):
     """A value above 0 was passed where a log-probability belongs: probably probabilities or raw logits."""
 
 
+class ArgumentError(ValueError, RuntimeError):
+    """A value or a shape that does not fit: ValueError is Python's word for it, RuntimeError is what torch raises."""
+
+
 def position(mask: Array) -> tuple[int, ...]:
     """Return the index of the first true element."""
     flat = np.asarray(mask).reshape(-1) if isinstance(mask, np.ndarray | np.generic) else mask.reshape(-1).cpu().numpy()
@@ -41,16 +45,16 @@ def check_target(target: Array, classes: int, ignore_index: int | None, name: st
         raise IndexError(f"{element(name, index)} = {value} is outside [0, {classes})")
 
 
-def check_reduction(reduction: str) -> None:
-    """Raise ValueError unless reduction is one of torch's three."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction = {reduction!r} is not one of 'none', 'mean', 'sum'")
+def check_reduction(reduction: str, names: tuple[str, ...] = REDUCTIONS) -> None:
+    """Raise ValueError unless reduction is one of these, by default torch's three."""
+    if reduction not in names:
+        raise ValueError(f"reduction = {reduction!r} is not one of {', '.join(map(repr, names))}")
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """Raise ValueError unless label_smoothing lies in [0, 1]; NaN does not."""
+    """Raise ArgumentError unless label_smoothing lies in [0, 1]; NaN does not."""
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing = {label_smoothing} must be between 0.0 and 1.0")
+        raise ArgumentError(f"label_smoothing = {label_smoothing} must be between 0.0 and 1.0")
 
 
 def check_positive(name: str, value: float) -> None:
