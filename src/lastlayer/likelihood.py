@@ -14,7 +14,8 @@ type; NaN and infinite data are refused. Each class documents its arguments once
 Mean squared, mean absolute and Huber error close the page: they are such nll with the constants left out. The loss of
 a classifier, which takes logits, is in ``functional.py``; bits and surprisal are explained in ``information.py``.
 
-Letters: x data, k counts, n trials, p probability, r = (x - loc) / scale residual; N observations, V classes.
+Letters: x data, k counts, n trials, p probability, lam rate, mu loc, sigma scale, r = (x - mu) / sigma residual;
+N observations, V classes.
 Sources: R. A. Fisher, "On the mathematical foundations of theoretical statistics", Phil. Trans. A 222 (1922), for the
 likelihood; G. Casella and R. L. Berger, Statistical Inference, 2nd ed. (2002), chapters 3 and 4 for the distributions
 and section 7.2.2 for the estimates, except where a class names another.
@@ -29,6 +30,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lastlayer._arrays import unmasked
+from lastlayer._validate import check_reduction, element, position
 
 __all__ = [
     "LocScale",
@@ -575,16 +579,15 @@ def huber_loss(input: ArrayLike, target: ArrayLike, *, delta: float = 1.0, reduc
 
 
 def _total(terms: Array, unit: str) -> float:
-    """Sum the observations' -log f and convert; + 0.0 turns -0.0 into 0.0."""
+    """Sum the observations' -log f and convert."""
     if unit not in NATS_PER_UNIT:
-        raise ValueError(f"unit = {unit!r} must be 'nats' or 'bits'")
+        raise ValueError(f"unit = {unit!r} is not one of 'nats', 'bits'")
     with np.errstate(over="ignore"):
-        return float(np.sum(terms)) / NATS_PER_UNIT[unit] + 0.0
+        return float(np.sum(terms)) / NATS_PER_UNIT[unit]
 
 
 def _reduce(losses: Array, reduction: str) -> float | Array:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction = {reduction!r} must be 'mean', 'sum' or 'none'")
+    check_reduction(reduction)
     if reduction == "none":
         return losses
     if reduction == "mean" and losses.size == 0:
@@ -679,18 +682,13 @@ def _require(name: str, x: Array, valid: NDArray[np.bool_], expectation: str, bo
     """Name the first element of x that is not valid, its position and, where it has one, its bound."""
     if np.all(valid):
         return
-    position = tuple(int(i) for i in np.unravel_index(np.argmin(valid), x.shape))
-    found, limit = (str(float(v[position])).removesuffix(".0") for v in (x, x if bound is None else bound))
-    raise ValueError(
-        f"{name}{list(position) if position else ''} = {found} must be {expectation}{'' if bound is None else limit}"
-    )
+    index = position(~valid)
+    found, limit = (str(float(v[index])).removesuffix(".0") for v in (x, x if bound is None else bound))
+    raise ValueError(f"{element(name, index)} = {found} must be {expectation}{'' if bound is None else limit}")
 
 
 def _numbers(name: str, value: ArrayLike) -> NDArray[Any]:
-    try:
-        x = np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name} must be rectangular: its rows differ in length") from None
+    x = unmasked(name, value)
     if not np.can_cast(x.dtype, np.float64, "same_kind"):
         raise TypeError(f"{name} must hold real numbers, not {x.dtype}")
     return x
@@ -757,8 +755,9 @@ def _read_simplex(probs: ArrayLike) -> Array:
     p = _read("probs", probs, _PROBABILITY)
     if p.ndim == 0:
         raise ValueError("probs is one number: it must have one probability per class along the last axis")
-    dtype = _numbers("probs", probs).dtype
-    tolerance = math.sqrt(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
+    given = _numbers("probs", probs).dtype
+    one = np.ones((), np.float64 if given.kind in "biu" else given)
+    tolerance = math.sqrt(float(np.spacing(one)))
     totals = np.asarray(np.sum(p, axis=-1))
     _require("the sum of probs", totals, np.abs(totals - 1) <= tolerance, "1")
     return p
