@@ -30,7 +30,15 @@ import corpus
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "cross_entropy")
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float64": np.float64}
 KINDS = (*TYPES, "bfloat16 to float32", "float16 to float32")
-BOUNDS = {"float32": 4.0, "bfloat16 to float32": 4.0, "float16 to float32": 4.0, "bfloat16": 0.55, "float16": 0.55, "float64": 16.0, ("float64", "logsumexp"): 4.0}
+BOUNDS = {
+    "float32": 4.0,
+    "bfloat16 to float32": 4.0,
+    "float16 to float32": 4.0,
+    "bfloat16": 0.55,
+    "float16": 0.55,
+    "float64": 16.0,
+    ("float64", "logsumexp"): 4.0,
+}
 Results = dict[tuple[str, str, str, str], float]
 
 

@@ -18,7 +18,7 @@ MANTISSA = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), 
 
 
 class Exact(NamedTuple):
-    """A row's exact results: per class for softmax and log_softmax, per target for cross_entropy; each as (high, low)."""
+    """A row's exact results, each as (high, low); the loss of target j is -log_softmax[j]."""
 
     softmax: Floats
     log_softmax: Floats
@@ -47,7 +47,7 @@ def rows(dtype: Any, seed: int = 20261122) -> Iterator[tuple[str, Floats]]:
         near = np.float64(1.5) + rng.integers(0, 2, v) * 2.0 ** -MANTISSA[name][0]
         yield "near tie", near.astype(dtype)
         yield "tail", (-np.linspace(0, {"float16": 20, "float64": 760}.get(name, 110), v)).astype(dtype)
-        yield "tail", (-np.linspace(0, {"float16": 20, "float64": 760}.get(name, 110), v) ** 0.5 * 9).astype(dtype)
+        yield "tail", (-(np.linspace(0, {"float16": 20, "float64": 760}.get(name, 110), v) ** 0.5) * 9).astype(dtype)
 
 
 def _pair(value: Any) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def spacing(dtype: Any) -> float:
 def assert_within(
     got: Any, exact: Any, dense: Any, dtype: Any, what: str = "", terms: int = 1, size: Any = 0.0
 ) -> None:
-    """Assert |got - exact| <= 2 |dense - exact| + 1 + log2(terms) roundings, the worst of a row; NaN and inf must agree.
+    """Assert |got - exact| <= 2 |dense - exact| + 1 + log2(terms) roundings, worst of a row; NaN and inf must agree.
 
     ``size`` is what is rounded where the result is a small difference of larger numbers.
     """
@@ -48,7 +48,10 @@ def assert_within(
 
     rounding = spacing(dtype) * (1 + np.log2(terms))
     with np.errstate(invalid="ignore"):
-        error, allowed = worst(got - exact), 2 * worst(np.nan_to_num(dense - exact)) + rounding * np.maximum(worst(exact), size)
+        error, allowed = (
+            worst(got - exact),
+            2 * worst(np.nan_to_num(dense - exact)) + rounding * np.maximum(worst(exact), size),
+        )
     for row in np.flatnonzero(~(error <= allowed)):
         raise AssertionError(f"{what}: row {row}: error {error[row]:.3g} > {allowed[row]:.3g}")
 

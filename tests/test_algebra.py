@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import laws
@@ -51,7 +52,7 @@ def test_merge_is_associative_and_commutative_with_identity(rows: list[list[floa
     weights = [np.linspace(0, 1, len(r)) for r in rows]
     with np.errstate(all="ignore"):
         states = [_algebra.fold(np.array([r]), u) for r, u in zip(rows, weights, strict=True)]
-        whole = _algebra.fold(np.array([sum(rows, [])]), np.concatenate(weights))
+        whole = _algebra.fold(np.array([list(itertools.chain(*rows))]), np.concatenate(weights))
         left = laws.merge_all(states)
         right = _algebra.merge(states[0], laws.merge_all(states[1:]))
         shuffled = laws.merge_all([states[i] for i in order if i < len(states)])
@@ -105,9 +106,8 @@ def test_the_four_numbers_give_the_gradient_of_any_function_of_the_statistics(rn
 
     def dense(z: Any) -> Any:  # the textbook's formulas, differentiated by torch, and by differences
         logs = torch.log_softmax(z, -1)
-        parts = (
-            torch.logsumexp(z, -1), logs.gather(1, target[:, None])[:, 0], -(logs.exp() * logs).sum(-1), -(logs * weight).sum(-1)
-        )  # fmt: skip
+        chosen, entropy = logs.gather(1, target[:, None])[:, 0], -(logs.exp() * logs).sum(-1)
+        parts = (torch.logsumexp(z, -1), chosen, entropy, -(logs * weight).sum(-1))
         return sum((g * s).sum() for g, s in zip(upstream, parts, strict=True))
 
     (textbook,) = torch.autograd.grad(dense(z), z)

@@ -1,4 +1,4 @@
-"""Laws of the tile kernels, over backend x type x shape: each line of native/rows.cpp has a case here that it would fail."""
+"""Laws of the tile kernels, over backend x type x shape."""
 
 from __future__ import annotations
 
@@ -72,7 +72,12 @@ def test_weights_by_row(backend: Any, rng: np.random.Generator, dtype: Any) -> N
 @pytest.mark.parametrize("layout", ["transposed", "every other class", "every other row", "reversed"])
 def test_strides_do_not_matter(backend: Any, rng: np.random.Generator, dtype: Any, layout: str) -> None:
     whole = logits(rng, 66, 66, dtype)
-    z = {"transposed": whole.T, "every other class": whole[:, ::2], "every other row": whole[::2], "reversed": whole[:, ::-1]}[layout]
+    z = {
+        "transposed": whole.T,
+        "every other class": whole[:, ::2],
+        "every other row": whole[::2],
+        "reversed": whole[:, ::-1],
+    }[layout]
     copy = z.copy()
     for x, y in zip(backend.fold(z, None, True), backend.fold(copy, None, True), strict=True):
         same(x, y)
@@ -98,13 +103,17 @@ def test_silent_rows_have_gradient_zero_whatever_they_hold(backend: Any, dtype: 
     z = np.array([[np.nan, 1, 2], [-np.inf] * 3, [np.inf, 0, 0], [1, 2, 3]]).astype(dtype)
     zero = np.zeros(4)
     state = backend.fold(z)
-    out = backend.gradient(z, state, Coefficients(zero, zero, zero, zero), np.zeros(4, np.int64), out=np.full_like(z, np.nan))
+    out = backend.gradient(
+        z, state, Coefficients(zero, zero, zero, zero), np.zeros(4, np.int64), out=np.full_like(z, np.nan)
+    )
     np.testing.assert_array_equal(out.astype(float), np.zeros((4, 3)))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("at", [0, 5, 1029])
-def test_nan_anywhere_makes_its_row_nan_and_no_other(backend: Any, rng: np.random.Generator, dtype: Any, at: int) -> None:
+def test_nan_anywhere_makes_its_row_nan_and_no_other(
+    backend: Any, rng: np.random.Generator, dtype: Any, at: int
+) -> None:
     z = logits(rng, 3, 1030, dtype)
     z[1, at] = np.nan
     state = backend.fold(z)

@@ -58,7 +58,13 @@ def test_it_is_its_definition(
     y[1, 1] = -100
     if soft:
         y = rng.dirichlet(np.ones(33), (3, 4))
-    given = {"linear_bias": b, "weight": rng.random(33), "token_weight": rng.random((3, 4)), "reduction": reduction, **options}
+    given = {
+        "linear_bias": b,
+        "weight": rng.random(33),
+        "token_weight": rng.random((3, 4)),
+        "reduction": reduction,
+        **options,
+    }
     exact, kind = dense(h, w, y, **given), np.float64 if dtype is np.float64 else np.float32
     plain = dense(h, w, y, dtype=kind, **given)
     value, gradients = lastlayer.linear_cross_entropy_value_and_grad(h, w, y, memory_budget=budget, **given)
@@ -128,14 +134,14 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": [0.0, 1, 2, 3]}, ValueError, r"target has shape \(4,\), expected \(4, 5\) for class probabilities"),
     ({"target": [True] * 4}, TypeError, "target has dtype bool"),
     ({"target": ["a"] * 4}, TypeError, "target has dtype"),
-    ({"input": np.ones((4, 3), np.int64)}, TypeError, "input has dtype int64"),
+    ({"input": np.ones((4, 3), bool)}, TypeError, "input has dtype bool"),
     ({"input": np.ones((4, 2))}, ValueError, r"shapes \(4, 2\) and \(5, 3\), expected \(..., D\) and \(V, D\)"),
     ({"linear_weight": np.ones((5, 3, 1))}, ValueError, "expected"),
     ({"linear_weight": np.ones((0, 3))}, ValueError, "at least one class"),
     ({"linear_weight": np.ones((5, 3), complex)}, TypeError, "complex128"),
     ({"linear_bias": np.ones(4)}, ValueError, r"linear_bias has shape \(4,\), expected \(5,\)"),
     ({"weight": [1, 1, 1, 1]}, ValueError, r"weight has shape \(4,\), expected \(5,\)"),
-    ({"weight": [1, 1, np.nan, 1, 1]}, ValueError, r"weight\[2\] = nan must be finite and >= 0"),
+    ({"weight": [1, 1, np.nan, 1, 1]}, ValueError, r"weight\[2\] = nan must be a finite number >= 0"),
     ({"weight": [1, -1, 1, 1, 1]}, ValueError, r"weight\[1\] = -1"),
     ({"token_weight": [1, 1, 1, np.inf]}, ValueError, r"token_weight\[3\] = inf must be finite"),
     ({"token_weight": [1, 1]}, ValueError, "one factor per token"),

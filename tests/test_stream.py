@@ -40,7 +40,9 @@ def test_whole_rows_where_32_of_them_fit() -> None:
 
 
 @pytest.mark.parametrize("budget", [400, 2000, 9000, 40_000, 2**26])
-def test_the_workspace_is_what_the_plan_says(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, budget: int) -> None:
+def test_the_workspace_is_what_the_plan_says(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, budget: int
+) -> None:
     taken = []
 
     class Counting(NumpyProducts):
@@ -59,7 +61,12 @@ def test_the_workspace_is_what_the_plan_says(monkeypatch: pytest.MonkeyPatch, rn
 @pytest.mark.parametrize("budget", [1000, 5000, 20_000])
 def test_tile_sizes_change_nothing_but_rounding(rng: np.random.Generator, dtype: type, budget: int) -> None:
     h, w = (rng.normal(size=(n, 8)).astype(dtype) for n in (23, 65))
-    arguments = {"linear_bias": rng.normal(size=65).astype(dtype), "label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 5.0}
+    arguments = {
+        "linear_bias": rng.normal(size=65).astype(dtype),
+        "label_smoothing": 0.1,
+        "z_loss": 1e-3,
+        "softcap": 5.0,
+    }
     target = rng.integers(0, 65, 23)
     whole, expected = linear_cross_entropy_value_and_grad(h, w, target, **arguments)
     tiled, got = linear_cross_entropy_value_and_grad(h, w, target, memory_budget=budget, **arguments)

@@ -2,8 +2,8 @@
 
     loss_i = -nll_i log p_{i, y_i} + cross_i sum_j u_ij (-log p_ij) + square_i lse_i^2
 
-Class weights, label smoothing, class probabilities, z-loss, per-token weights, ignored rows and the reduction are all in
-the three factors per row, known before any product; so the gradient can be formed in the forward pass.
+Class weights, label smoothing, class probabilities, z-loss, per-token weights, ignored rows and the reduction are all
+in the three factors per row, known before any product; so the gradient can be formed in the forward pass.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def gradients_of(stream: Stream, terms: Terms, saved: Saved, upstream: Array, in
 
 
 def allocate(stream: Stream, wanted: tuple[bool, bool, bool], like_input: Callable[[], Array]) -> Gradients:
-    """Return room for the wanted gradients; that of the weight is written before it is read, that of the bias added to."""
+    """Return room for the wanted gradients; the weight's is written before it is read, the bias's starts at 0."""
     empty, (d_input, d_weight, d_bias) = stream.products.empty, wanted
     weight = empty(stream.classes, stream.features) if d_weight else None
     bias = empty(stream.classes) if d_bias else None
@@ -106,7 +106,7 @@ def allocate(stream: Stream, wanted: tuple[bool, bool, bool], like_input: Callab
 def row_terms(
     keep_weight: Array, class_weight: Array | None, total: Array | float, smoothing: float, classes: int, z_loss: float
 ) -> Terms:
-    """Return the terms of index targets: w_y (1 - e) log p_y, (e / V) sum_j w_j log p_j and z_loss lse^2, over total."""
+    """Return the terms of index targets: (1 - e) w_y log p_y, (e / V) sum_j w_j log p_j, z_loss lse^2, over total."""
     share = keep_weight / total
     nll = share if class_weight is None else share * class_weight
     return Terms(

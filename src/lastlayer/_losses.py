@@ -163,7 +163,7 @@ def read_nll(
     check_reduction(reduction)
     x = real("input", input)
     axes = class_axis(axis, x.ndim)
-    w = _read_weight(weight, x.shape[axes[0]])
+    w = read_weight(weight, x.shape[axes[0]])
     y, keep = _read_indices(_read_target(target), x, axes, ignore_index)
     rows = tile(x, axes)
     logprob = np.where(keep, _gather(rows, y).reshape(keep.shape), 0.0)
@@ -190,7 +190,7 @@ def read_cross_entropy(
     check_label_smoothing(label_smoothing)
     z = real("input", input)
     axes = class_axis(axis, z.ndim)
-    w, t, classes = _read_weight(weight, z.shape[axes[0]]), _read_target(target), z.shape[axes[0]]
+    w, t, classes = read_weight(weight, z.shape[axes[0]]), _read_target(target), z.shape[axes[0]]
     if t.dtype.kind in "iu":
         y, keep = _read_indices(t, z, axes, ignore_index)
         counts = keep.reshape(-1).astype(np.float64)
@@ -269,7 +269,7 @@ def softplus(x: Array) -> Array:
     return np.asarray(np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))))
 
 
-def _read_factors(name: str, value: ArrayLike) -> Array:
+def read_factors(name: str, value: ArrayLike) -> Array:
     """Return finite factors >= 0 in float64."""
     w = real(name, value).astype(np.float64)
     bad = ~((w >= 0) & np.isfinite(w))
@@ -281,17 +281,17 @@ def _read_factors(name: str, value: ArrayLike) -> Array:
 
 def _factors_like(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Return finite factors >= 0, one per element."""
-    w = _read_factors(name, value)
+    w = read_factors(name, value)
     try:
         return np.broadcast_to(w, shape)
     except ValueError:
         raise ValueError(f"{name} has shape {w.shape}, which does not broadcast to {shape}") from None
 
 
-def _read_weight(weight: ArrayLike | None, classes: int) -> Array | None:
+def read_weight(weight: ArrayLike | None, classes: int) -> Array | None:
     if weight is None:
         return None
-    w = _read_factors("weight", weight)
+    w = read_factors("weight", weight)
     check_shape("weight", w, (classes,), ": one per class")
     return w
 

@@ -2,9 +2,9 @@
 
     z = softcap * tanh(scale * (h W' + b) / softcap)          h (N, D), W (V, D), b (V)
 
-Each row chunk is folded (product, tile kernel ``fold``, ``merge`` over blocks), its loss tells the four numbers per row,
-and the gradient tiles are pushed back through the products. Where a chunk's workspace holds all classes the tiles are
-still there for the gradient (6 N D V operations: "gradient in the forward"); else they are computed again (8 N D V).
+Each row chunk is folded (product, tile kernel ``fold``, ``merge`` over blocks), its loss tells the four numbers per
+row, and the gradient tiles are pushed back through the products. Where a chunk's workspace holds all classes the tiles
+are still there for the gradient (6 N D V operations: "gradient in the forward"); else they are computed again (8 N D V).
 The products are the framework's own BLAS (``Products``); statistics and accumulated gradients are float32 or better.
 """
 
@@ -74,7 +74,9 @@ def workspace_bytes(plan: Plan, features: int, itemsize: int, converts: bool, sc
     ``extra`` counts a chunk's converted input and its gradient; block * D is a converted or multiplied block of W.
     """
     extra = 2 * converts + (scratch and not converts)
-    return itemsize * ((tiles * plan.classes + extra * features) * plan.rows + (plan.block * features if scratch else 0))
+    return itemsize * (
+        (tiles * plan.classes + extra * features) * plan.rows + (plan.block * features if scratch else 0)
+    )
 
 
 def plan(

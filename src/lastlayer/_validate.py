@@ -1,4 +1,4 @@
-"""Checks shared by the public functions of both front ends; each message names the argument, what was expected, what came.
+"""Checks shared by the public functions of both front ends; a message names argument, expectation and value.
 
 Nothing here is called twice for one argument: public functions check, private ones trust.
 """
@@ -77,7 +77,7 @@ def not_log_probability(gathered: Array, name: str = "input") -> str | None:
     index = position(bad)
     value: Any = float(gathered[index]) if index else float(gathered)
     low, high = float(namespace(gathered).amin(gathered)), float(namespace(gathered).amax(gathered))
-    kind = "probabilities" if 0 <= low and high <= 1 else "raw logits"
+    kind = "probabilities" if low >= 0 and high <= 1 else "raw logits"
     call = "their logarithm" if kind == "probabilities" else "log_softmax of them"
     return (
         f"the value of {name} at the target of {element('row', index)} is {value:.6g}, above 0, so it is no "

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lastlayer import _linear, _validate
+from lastlayer._arrays import real, unmasked
 from lastlayer._linear import Terms
+from lastlayer._losses import read_weight
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
 
 Floats = NDArray[Any]
@@ -27,7 +29,7 @@ class LinearGradients(NamedTuple):
 
 
 class NumpyProducts:
-    """numpy.matmul in float32 or float64; it cannot add to its output, so sums over chunks go through a scratch block."""
+    """numpy.matmul in float32 or float64; it cannot add to its output: sums over chunks go through a scratch block."""
 
     adds_in_place = False
 
@@ -177,13 +179,6 @@ def linear_cross_entropy_value_and_grad(
     return call.reduced(losses), call.gradients(into)
 
 
-def _floating(name: str, value: ArrayLike) -> Floats:
-    array = np.asarray(value)
-    if array.dtype.name not in ("float16", "float32", "float64", "bfloat16"):
-        raise TypeError(f"{name} has dtype {array.dtype}, expected float16, bfloat16, float32 or float64")
-    return array
-
-
 class _Call:
     """One call: its checked arguments, the rows that count, the terms of their losses and the stream over them."""
 
@@ -192,7 +187,7 @@ class _Call:
         weight: ArrayLike | None, reduction: str, ignore_index: int | None, label_smoothing: float, z_loss: float,
         softcap: float | None, scale: float, token_weight: ArrayLike | None, memory_budget: int,
     ) -> None:  # fmt: skip
-        self.input, self.weight = _floating("input", input), _floating("linear_weight", linear_weight)
+        self.input, self.weight = real("input", input), real("linear_weight", linear_weight)
         _check_numbers(reduction, label_smoothing, z_loss, softcap, scale)
         if self.input.ndim < 1 or self.weight.ndim != 2 or self.input.shape[-1] != self.weight.shape[1]:
             shapes = f"{self.input.shape} and {self.weight.shape}"
@@ -200,18 +195,15 @@ class _Call:
         self.leading, (classes, features) = self.input.shape[:-1], self.weight.shape
         if classes == 0:
             raise ValueError(f"linear_weight has shape {self.weight.shape}: expected at least one class")
-        self.bias = _vector("linear_bias", linear_bias, classes)
-        class_weight = _vector("weight", weight, classes)
-        if class_weight is not None:
-            class_weight = _check_weight("weight", class_weight, lowest=0.0)
-        y = np.asarray(target)
+        self.bias = None if linear_bias is None else real("linear_bias", linear_bias)
+        if self.bias is not None:
+            _validate.check_shape("linear_bias", self.bias, (classes,), ": one per class")
+        class_weight, y = read_weight(weight, classes), unmasked("target", target)
         self.soft = y.dtype.kind == "f" or y.dtype.name == "bfloat16"
         self._check_target(y, classes)
-        factor = np.ones(self.leading)
+        factor: Floats = np.ones(self.leading)
         if token_weight is not None:
-            factor = _floating("token_weight", np.asarray(token_weight) * 1.0)
-            _validate.check_shape("token_weight", factor, self.leading, ", one factor per token")
-            factor = _check_weight("token_weight", factor, lowest=-math.inf)
+            factor = _read_token_weight(token_weight, self.leading)
         y, factor = (y.reshape(-1, classes) if self.soft else y.reshape(-1)), factor.reshape(-1)
         self.kept = np.ones(factor.shape, bool)
         if not self.soft:
@@ -249,7 +241,8 @@ class _Call:
 
         def weights(rows: slice, tile: slice) -> Floats | None:
             if self.soft:
-                return (y[rows, tile].astype(products.dtype) * (1 - smoothing) + smoothing / classes) * u[tile]
+                t = y[rows, tile].astype(products.dtype)
+                return np.asarray((t * (1 - smoothing) + smoothing / classes) * u[tile])
             return None if self.terms.cross is None else u[tile]
 
         head = Head(self.weight, self.bias, scale, softcap)
@@ -267,7 +260,8 @@ class _Call:
         return every.reshape(self.leading)[()]
 
     def gradients(self, into: Gradients) -> LinearGradients:
-        assert into.input is not None and into.weight is not None
+        assert into.input is not None
+        assert into.weight is not None
         every = into.input
         if not self.kept.all():
             every = np.zeros((self.kept.size, self.input.shape[-1]), self.input.dtype)
@@ -287,19 +281,11 @@ def _check_numbers(reduction: str, smoothing: float, z_loss: float, softcap: flo
             raise ValueError(f"{name} = {value} must be finite")
 
 
-def _vector(name: str, value: ArrayLike | None, classes: int) -> Floats | None:
-    if value is None:
-        return None
-    array = _floating(name, value if hasattr(value, "dtype") else np.asarray(value, np.float64))
-    _validate.check_shape(name, array, (classes,), ", one number per class")
-    return array
-
-
-def _check_weight(name: str, array: Floats, lowest: float) -> Floats:
-    array = array.astype(np.float64)
-    bad = ~(np.isfinite(array) & (array >= lowest))
+def _read_token_weight(token_weight: ArrayLike, leading: tuple[int, ...]) -> NDArray[np.float64]:
+    factor = real("token_weight", token_weight).astype(np.float64)
+    _validate.check_shape("token_weight", factor, leading, ", one factor per token")
+    bad = ~np.isfinite(factor)
     if bad.any():
         at = _validate.position(bad)
-        bound = "finite" if lowest == -math.inf else f"finite and >= {lowest}"
-        raise ValueError(f"{_validate.element(name, at)} = {array[at]} must be {bound}")
-    return array
+        raise ValueError(f"{_validate.element('token_weight', at)} = {factor[at]} must be finite")
+    return factor

@@ -7,6 +7,7 @@ Functions of the two schedules, and the public function with its checks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lastlayer.torch.functional import cross_entropy
 
 
 class TorchProducts:
-    """torch.mm and addmm in float32 or float64: 16-bit inputs are converted, because a 16-bit product rounds each logit."""
+    """torch.mm and addmm in float32 or float64: 16-bit inputs are converted, or each logit would be rounded."""
 
     adds_in_place = True
 
@@ -66,7 +67,7 @@ class Problem:
         self.smoothing, self.scale, self.softcap, self.budget = smoothing, scale, softcap, budget
 
     def weights(self, classes: int, dtype: torch.dtype) -> Any:
-        """Return the stream's ``weights``: nothing, class weights (ones), or (t (1 - e) + e/V) w for class probabilities."""
+        """Return the stream's ``weights``: none, class weights or ones, or (t (1 - e) + e/V) w for probabilities."""
         w = self.class_weight
         if self.soft is not None:
             soft, e = self.soft, self.smoothing
@@ -203,8 +204,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     r"""Compute the cross-entropy of ``linear(input, linear_weight, linear_bias)`` without storing its N x V logits.
 
-    The logits of a token are z = softcap * tanh(scale * (W h + b) / softcap); its loss, with class weights w, smoothing e
-    and log p = log_softmax(z), is::
+    The logits of a token are z = softcap * tanh(scale * (W h + b) / softcap); its loss, with class weights w, smoothing
+    e and log p = log_softmax(z), is::
 
         -(1 - e) w_y log p_y - (e / V) sum_j w_j log p_j + z_loss * logsumexp(z)^2
 
@@ -225,12 +226,12 @@ def linear_cross_entropy(
         z_loss: the factor of the squared logsumexp.
         softcap: bounds the logits to (-softcap, softcap).
         scale: multiplies the logits.
-        token_weight: factors of the tokens' losses, of the leading shape; the mean divides by their (class-weighted) sum.
+        token_weight: factors of the tokens' losses, in the leading shape; the mean divides by their weighted sum.
         memory_budget: bytes for the workspace, gradients not counted.
 
     Returns:
-        The loss: float32, or float64 for float64 input, whatever the 16-bit type of the input. A scalar, or the leading
-        shape for ``"none"``. 0, connected to the graph, where every target is ignored.
+        The loss: float32, or float64 for float64 input, whatever the 16-bit type of the input. A scalar, or the
+        leading shape for ``"none"``. 0, connected to the graph, where every target is ignored.
 
     Raises:
         IndexError: a target is neither a class nor ignored; the message names it.
@@ -262,8 +263,15 @@ def linear_cross_entropy(
     leading, classes = input.shape[:-1], linear_weight.shape[0]
     soft = tuple(target.shape) == (*leading, classes)
     if linear_weight.dim() > 2 or (soft and target.requires_grad):
-        extras = {"z_loss": z_loss != 0, "softcap": softcap is not None, "scale": scale != 1, "token_weight": token_weight}
-        return _dense(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, extras)
+        extras = {
+            "z_loss": z_loss != 0,
+            "softcap": softcap is not None,
+            "scale": scale != 1,
+            "token_weight": token_weight,
+        }
+        return _dense(
+            input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, extras
+        )
     if soft and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     _check_target(target, leading, classes, soft)
@@ -303,17 +311,19 @@ def linear_cross_entropy(
     return losses.reshape(leading)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _apply(schedule: Any, *arguments: Any) -> Tensor:
+def _run(schedule: Any, *arguments: Any) -> Tensor:
     return schedule.apply(*arguments)[0]  # type: ignore[no-any-return]
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-    device = tensors[0].device.type  # type: ignore[union-attr]
+_apply: Callable[..., Tensor] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+
+
+def _autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
+    device = input.device.type
     if not torch.is_autocast_enabled(device):
-        return tensors  # type: ignore[return-value]
+        return (input, *parameters)
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)  # type: ignore[return-value,misc]
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, *parameters))
 
 
 def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, weight: Tensor | None) -> None:
@@ -350,7 +360,9 @@ def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
 def _check_target(target: Tensor, leading: torch.Size, classes: int, soft: bool) -> None:
     if soft:
         if not target.is_floating_point():
-            raise RuntimeError(f"expected class probabilities of a floating type (target has input's shape), got {target.dtype}")
+            raise RuntimeError(
+                f"expected class probabilities of a floating type (target has input's shape), got {target.dtype}"
+            )
         return
     if target.shape != leading:
         expected = f"{tuple(leading)} (class indices) or {(*leading, classes)} (class probabilities)"
@@ -395,10 +407,12 @@ def _dense(
         return loss.reshape(input.shape[:-1]) if reduction == "none" else loss
     if input.dim() != 2:
         shapes = f"{tuple(linear_weight.shape)} requires batched input, (N, {input.shape[-1]}), got unbatched input"
-        raise RuntimeError(f"K-dimensional loss defined by linear_weight shape {shapes} with shape {tuple(input.shape)}")
+        raise RuntimeError(
+            f"K-dimensional loss defined by linear_weight shape {shapes} with shape {tuple(input.shape)}"
+        )
     outputs = linear_weight.shape[:-1]
     bias = None if linear_bias is None else linear_bias.reshape(-1)
-    logits = F.linear(input, linear_weight.reshape(-1, input.shape[-1]), bias).unflatten(1, outputs)
+    logits = F.linear(input, linear_weight.reshape(-1, input.shape[-1]), bias).reshape(-1, *outputs)
     if target.shape == logits.shape and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     ignored = -100 if ignore_index is None else ignore_index

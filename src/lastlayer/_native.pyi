@@ -1,0 +1,22 @@
+"""Types of the native module; addresses and strides are checked by _backends/cpu.py."""
+
+Tile = tuple[int, int, int, int, int]  # address, rows, classes, row stride, class stride
+
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...
+def fold(dtype: int | None, z: Tile, weight: tuple[int, int], state: int, moment: bool, threads: int) -> None: ...
+def gradient(
+    dtype: int | None,
+    z: Tile,
+    out: Tile,
+    max: int,
+    rest: int,
+    numbers: int,
+    target: int,
+    first_class: int,
+    weight: tuple[int, int],
+    inverse_softcap: float,
+    threads: int,
+) -> None: ...
+def softmax(dtype: int | None, z: Tile, out: Tile, log: bool, threads: int) -> None: ...
