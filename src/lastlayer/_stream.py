@@ -3,8 +3,8 @@
     z = softcap * tanh(scale * (h W' + b) / softcap)          h (N, D), W (V, D), b (V)
 
 Each row chunk is folded (product, tile kernel ``fold``, ``merge`` over blocks), its loss tells the four numbers per
-row, and the gradient tiles are pushed back through the products. Where a chunk's workspace holds all classes the tiles
-are still there for the gradient (6 N D V operations: "gradient in the forward"); else they are computed again (8 N D V).
+row, and the gradient tiles are pushed back through the products. Where a chunk's workspace holds all classes they
+are still there for the gradient (6 N D V operations: "gradient in the forward"); else they are made again (8 N D V).
 The products are the framework's own BLAS (``Products``); statistics and accumulated gradients are float32 or better.
 """
 
