@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 OUT := demo-out
 
-.PHONY: help demo test lint format bench accuracy docs clean
+.PHONY: help demo test lint format bench accuracy docs mutants clean
 
 help:
 	@echo "make demo   train, evaluate and sample a small language model on real text; writes $(OUT)/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   ruff and mypy        make format     let ruff rewrite"
 	@echo "make bench  speed beside PyTorch and NumPy     make accuracy   the table of digits"
 	@echo "make docs   check every example in the documents and rebuild the tables in them"
+	@echo "make mutants  break the kernels on purpose: the tests must notice"
 	@echo "make clean  remove build products and $(VENV)"
 
 # PyTorch comes first and alone, from the pinned version: anything that asks for "torch" later is then content.
@@ -55,6 +56,10 @@ accuracy: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python benchmarks/accuracy.py --write docs/accuracy.md
 	$(BIN)/python -m pytest -q --doctest-glob="*.md" docs README.md
+
+mutants: $(VENV)/.dev
+	$(PIP) install --quiet cmake ninja "nanobind>=2.9"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutants.py
 
 clean:
 	rm -rf $(VENV) build dist $(OUT)

@@ -267,7 +267,6 @@ def _count_not_above(cumulative: Array, threshold: Array) -> Array:
 def _state(z: Array, start: int, shape: tuple[int, ...]) -> State:
     """Fold the rows and refuse those without a distribution, by name."""
     xp = namespace(z)
-    name = "the row of input" if not shape else "row {} of input"
     if z.shape[1] == 0:
         raise ValueError(f"input has no classes to draw from in {len(z)} rows")
     state = State(*_backends.choose(z).fold(z))
@@ -275,7 +274,8 @@ def _state(z: Array, start: int, shape: tuple[int, ...]) -> State:
     bad = nan | ~xp.isfinite(state.max)
     if bool(bad.any()):
         row = position(bad)[0]
-        where = name.format(tuple(int(i) for i in np.unravel_index(start + row, shape))) if shape else name
+        index = tuple(int(i) for i in np.unravel_index(start + row, shape)) if shape else ()
+        where = f"{element('row', index) if index else 'the row'} of input"
         what = "NaN" if bool(nan[row]) else "+inf" if float(state.max[row]) > 0 else "no logit above -inf"
         raise ValueError(f"{where} has {what}: there is no distribution to draw from")
     return state

@@ -10,6 +10,7 @@ A backend is a module with four functions on tiles of logits (N, V), NumPy or to
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,8 @@ try:
     from lastlayer._backends import cpu
 except ImportError as error:
     cpu = None  # type: ignore[assignment]
-    missing = str(error)
+    built = importlib.util.find_spec("lastlayer._native") is not None
+    missing = str(error) if built else "this installation was built without the native module"
 
 NAMES = ("cpu", "reference")
 
@@ -33,7 +35,9 @@ def requested() -> str | None:
     if name is not None and name not in NAMES:
         raise ValueError(f"LASTLAYER_BACKEND = {name!r}: expected one of {', '.join(NAMES)}")
     if name == "cpu" and cpu is None:
-        raise RuntimeError(f"LASTLAYER_BACKEND = 'cpu', but the native module cannot be imported: {missing}")
+        raise RuntimeError(f"LASTLAYER_BACKEND = 'cpu', which is not there: {missing}")
+    if cpu is not None:
+        cpu.check_setting()
     return name
 
 

@@ -16,15 +16,23 @@ from lastlayer._algebra import Array, Coefficients, State
 
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # enum DType of native/rows.h
 
-if os.environ.get("LASTLAYER_INSTRUCTION_SET"):
-    _native.use_instruction_set(os.environ["LASTLAYER_INSTRUCTION_SET"])
+SETTING = os.environ.get("LASTLAYER_INSTRUCTION_SET") or None  # read once: kernels do not change during a run
+if SETTING in _native.instruction_sets():
+    _native.use_instruction_set(SETTING)
+
+
+def check_setting() -> None:
+    """Raise ValueError if LASTLAYER_INSTRUCTION_SET names none that is there."""
+    if SETTING is not None and SETTING not in _native.instruction_sets():
+        known = ", ".join(_native.instruction_sets())
+        raise ValueError(f"LASTLAYER_INSTRUCTION_SET = {SETTING!r}: expected one of {known}")
 
 
 def instruction_sets() -> tuple[list[str], str]:
     """Return the instruction sets of this build and processor, the one in use first, and why it is in use."""
     used = _native.instruction_set()
     others = [name for name in _native.instruction_sets() if name != used]
-    return [used, *others], "LASTLAYER_INSTRUCTION_SET" if os.environ.get("LASTLAYER_INSTRUCTION_SET") else "the best"
+    return [used, *others], "LASTLAYER_INSTRUCTION_SET" if SETTING else "the best"
 
 
 def _code(z: Array) -> int | None:
