@@ -152,6 +152,13 @@ def test_confident_rows_keep_their_digits(backend: Any, rng: np.random.Generator
     dz = backend.gradient(z, state, nll, np.full(4, 17), out=np.full_like(z, np.nan))
     q = exact.sum(-1) / (1 + exact.sum(-1))
     np.testing.assert_allclose(dz[:, 17], -q, rtol=1e-5)
+    certain = np.zeros_like(z)
+    certain[:, 17] = 1  # the same target as a distribution
+    state, one = backend.fold(z, certain), np.ones(4)
+    soft = _algebra.coefficients(got, state.mass, Statistics(None, None, None, one))
+    dz = backend.gradient(z, state, soft, None, certain, out=np.full_like(z, np.nan))
+    np.testing.assert_allclose(dz[:, 17], -q, rtol=1e-5)
+    np.testing.assert_allclose(_algebra.finish(state).cross, log_sum, rtol=1e-5)
 
 
 def test_softcap_is_one_factor(backend: Any, rng: np.random.Generator) -> None:

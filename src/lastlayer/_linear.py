@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lastlayer import _validate
 from lastlayer._algebra import Array, Coefficients, State, Statistics, coefficients, finish, namespace
 from lastlayer._stream import Gradients, Stream
 
@@ -30,6 +31,19 @@ class Saved(NamedTuple):
     rest: Array
     mass: Array
     logsumexp: Array
+
+
+def check_options(
+    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None, scale: float, memory_budget: int
+) -> None:
+    """Check the arguments that are numbers or names, for both front ends."""
+    _validate.check_reduction(reduction)
+    _validate.check_label_smoothing(label_smoothing)
+    _validate.check_finite("z_loss", z_loss)
+    _validate.check_finite("scale", scale)
+    if softcap is not None:
+        _validate.check_positive("softcap", softcap)
+    _validate.read_integer("memory_budget", memory_budget)
 
 
 def loss_rows(statistics: Statistics, terms: Terms) -> Array:

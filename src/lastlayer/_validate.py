@@ -6,6 +6,7 @@ Nothing here is called twice for one argument: public functions check, private o
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,26 @@ def element(name: str, index: tuple[int, ...]) -> str:
     return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
+def read_integer(name: str, value: Any) -> int:
+    """Return value as an int; TypeError for what is no integer, True and 1.0 included."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} = {value!r} must be an integer, not {type(value).__name__}")
+
+
+def read_number(name: str, value: Any) -> float:
+    """Return value as a float; TypeError for what is no real number. A scalar array or tensor is one."""
+    if not isinstance(value, str | bytes | complex):
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise TypeError(f"{name} = {value!r} must be a number, not {type(value).__name__}")
+
+
 def check_target(target: Array, classes: int, ignore_index: int | None, name: str = "target") -> None:
     """Raise IndexError naming the first target that is neither a class nor ignored."""
     bad = (target < 0) | (target >= classes)
@@ -53,14 +74,20 @@ def check_reduction(reduction: str, names: tuple[str, ...] = REDUCTIONS) -> None
 
 def check_label_smoothing(label_smoothing: float) -> None:
     """Raise ArgumentError unless label_smoothing lies in [0, 1]; NaN does not."""
-    if not 0.0 <= label_smoothing <= 1.0:
+    if not 0.0 <= read_number("label_smoothing", label_smoothing) <= 1.0:
         raise ArgumentError(f"label_smoothing = {label_smoothing} must be between 0.0 and 1.0")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless value is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(read_number(name, value)) and value > 0):
         raise ValueError(f"{name} = {value} must be a finite number above 0")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError unless value is a finite number."""
+    if not math.isfinite(read_number(name, value)):
+        raise ValueError(f"{name} = {value} must be finite")
 
 
 def check_shape(name: str, array: Array, expected: tuple[int, ...], why: str = "") -> None:

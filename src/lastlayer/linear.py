@@ -5,7 +5,6 @@ The mathematics is in lastlayer._linear, the driver in lastlayer._stream, the tw
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from lastlayer import _linear, _validate
 from lastlayer._arrays import real, unmasked
 from lastlayer._linear import Terms
-from lastlayer._losses import read_weight
+from lastlayer._losses import read_probabilities, read_weight
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
 
 Floats = NDArray[Any]
@@ -188,7 +187,8 @@ class _Call:
         softcap: float | None, scale: float, token_weight: ArrayLike | None, memory_budget: int,
     ) -> None:  # fmt: skip
         self.input, self.weight = real("input", input), real("linear_weight", linear_weight)
-        _check_numbers(reduction, label_smoothing, z_loss, softcap, scale)
+        _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
+        ignore_index = None if ignore_index is None else _validate.read_integer("ignore_index", ignore_index)
         if self.input.ndim < 1 or self.weight.ndim != 2 or self.input.shape[-1] != self.weight.shape[1]:
             shapes = f"{self.input.shape} and {self.weight.shape}"
             raise ValueError(f"input and linear_weight have shapes {shapes}, expected (..., D) and (V, D)")
@@ -222,6 +222,8 @@ class _Call:
         expected = (*self.leading, classes) if self.soft else self.leading
         kind = "class probabilities" if self.soft else "class indices"
         _validate.check_shape("target", y, expected, f" for {kind}")
+        if self.soft:
+            read_probabilities("target", y)
 
     def _make_stream(
         self, y: NDArray[Any], factor: Floats, class_weight: Floats | None, smoothing: float, z_loss: float,
@@ -269,16 +271,6 @@ class _Call:
         bias = None if into.bias is None or self.bias is None else into.bias.astype(self.bias.dtype)
         weight = into.weight.astype(self.weight.dtype, copy=False)
         return LinearGradients(every.reshape(self.input.shape), weight, bias)
-
-
-def _check_numbers(reduction: str, smoothing: float, z_loss: float, softcap: float | None, scale: float) -> None:
-    _validate.check_reduction(reduction)
-    _validate.check_label_smoothing(smoothing)
-    if softcap is not None:
-        _validate.check_positive("softcap", softcap)
-    for name, value in (("z_loss", z_loss), ("scale", scale)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} = {value} must be finite")
 
 
 def _read_token_weight(token_weight: ArrayLike, leading: tuple[int, ...]) -> NDArray[np.float64]:

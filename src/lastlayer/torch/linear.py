@@ -215,8 +215,8 @@ def linear_cross_entropy(
     Args:
         input: hidden states (D), (N, D) or (B, T, D): any leading shape.
         linear_weight: (V, D), of the input's dtype. (V, d_1, ..., D) is computed through full logits, as torch does.
-        target: class indices of the leading shape, or class probabilities of the leading shape and V; where these
-            require a gradient, the loss goes through full logits.
+        target: class indices of the leading shape, int64 or uint8, or class probabilities of the leading shape and V
+            (not checked, as in torch); where these require a gradient, the loss goes through full logits.
         linear_bias: (V).
         weight: class weights (V).
         reduction: ``"none"``, ``"mean"`` (over the weights of the targets that count) or ``"sum"``.
@@ -252,14 +252,14 @@ def linear_cross_entropy(
         >>> F.linear_cross_entropy(h, W, torch.tensor([0, -100]), reduction="none")
         tensor([0.8620, 0.0000])
     """
+    numbers = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "scale": scale}
+    _check_constants(numbers)
+    _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
+    if ignore_index is not None:
+        ignore_index = _validate.read_integer("ignore_index", ignore_index)
+    require_tensors(input=input, linear_weight=linear_weight, target=target)
+    require_tensors(True, linear_bias=linear_bias, weight=weight, token_weight=token_weight)
     _check_shapes(input, linear_weight, linear_bias, weight)
-    _validate.check_reduction(reduction)
-    _validate.check_label_smoothing(label_smoothing)
-    if softcap is not None:
-        _validate.check_positive("softcap", softcap)
-    for name, value in (("z_loss", z_loss), ("scale", scale)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} = {value} must be finite")
     leading, classes = input.shape[:-1], linear_weight.shape[0]
     soft = tuple(target.shape) == (*leading, classes)
     if linear_weight.dim() > 2 or (soft and target.requires_grad):
@@ -274,6 +274,9 @@ def linear_cross_entropy(
         )
     if soft and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
+    for name, tensor in (("target", target), ("token_weight", token_weight)):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(f"{name} is on {tensor.device}, input on {input.device}: expected one device")
     _check_target(target, leading, classes, soft)
     _check_token_weight(token_weight, leading)
     tensors = _autocast(input, linear_weight, linear_bias)
@@ -326,6 +329,19 @@ def _autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, *parameters))
 
 
+def require_tensors(optional: bool = False, **arguments: Any) -> None:
+    """Raise TypeError for an argument that is no tensor (nor None, if it is optional)."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and not (optional and value is None):
+            raise TypeError(f"{name} must be a Tensor{' or None' if optional else ''}, not {type(value).__name__}")
+
+
+def _check_constants(numbers: dict[str, Any]) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise RuntimeError(f"{name} requires a gradient, which linear_cross_entropy does not compute")
+
+
 def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, weight: Tensor | None) -> None:
     if input.dim() < 1:
         raise RuntimeError("expected input with dimensionality at least 1, got 0")
@@ -360,21 +376,21 @@ def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
 def _check_target(target: Tensor, leading: torch.Size, classes: int, soft: bool) -> None:
     if soft:
         if not target.is_floating_point():
-            raise RuntimeError(
-                f"expected class probabilities of a floating type (target has input's shape), got {target.dtype}"
-            )
+            raise RuntimeError(f"target has dtype {target.dtype} and a shape of class probabilities: expected floats")
         return
     if target.shape != leading:
         expected = f"{tuple(leading)} (class indices) or {(*leading, classes)} (class probabilities)"
         raise RuntimeError(f"expected target of shape {expected}, got {tuple(target.shape)}")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise RuntimeError(f"expected class indices of an integer type, got {target.dtype}")
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise RuntimeError(f"target has dtype {target.dtype}, expected class indices: int64 or uint8")
 
 
 def _check_token_weight(token_weight: Tensor | None, leading: torch.Size) -> None:
     if token_weight is None:
         return
     _validate.check_shape("token_weight", token_weight, tuple(leading), ", one factor per token")
+    if not token_weight.is_floating_point():
+        raise TypeError(f"token_weight has dtype {token_weight.dtype}, expected a floating type")
     if token_weight.requires_grad:
         raise RuntimeError("token_weight requires a gradient: use reduction='none' and multiply the losses by it")
     bad = ~torch.isfinite(token_weight)
