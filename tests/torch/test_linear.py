@@ -302,7 +302,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": torch.tensor([0.0, 1, 2, 3])}, RuntimeError, "dtype torch.float32, expected class indices"),
     ({"target": torch.tensor([True] * 4)}, RuntimeError, "dtype torch.bool, expected class indices"),
     ({"target": torch.ones(4, 5, dtype=torch.int64)}, RuntimeError, "class probabilities: expected floats"),
-    ({"target": torch.ones(4, dtype=torch.int32)}, RuntimeError, "dtype torch.int32, expected class indices: int64 or uint8"),
+    (
+        {"target": torch.ones(4, dtype=torch.int32)},
+        RuntimeError,
+        "dtype torch.int32, expected class indices: int64 or uint8",
+    ),
     ({"linear_weight": torch.randn(5, 3, dtype=torch.float64)}, RuntimeError, "linear_weight has dtype torch.float64"),
     ({"linear_weight": torch.randn(5, 3, device="meta")}, RuntimeError, "linear_weight is on meta, input on cpu"),
     ({"linear_weight": torch.randn(0, 3)}, RuntimeError, "at least one class"),

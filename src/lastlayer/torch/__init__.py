@@ -1,0 +1,65 @@
+"""The torch front end: ``import lastlayer.torch as F`` in place of ``import torch.nn.functional as F``.
+
+What concerns the last layer is ours (functional.py, linear.py, sampling.py, modules.py); every other name of
+torch.nn.functional is torch's. torch.compile and torch.export take these functions, torch.jit.script does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as _functional
+
+from lastlayer._validate import NotLogProbabilityWarning
+from lastlayer.torch.functional import (
+    argmax,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    kl_div,
+    log_sigmoid,
+    log_softmax,
+    logit,
+    logsigmoid,
+    logsumexp,
+    nll_loss,
+    sigmoid,
+    softmax,
+)
+from lastlayer.torch.linear import linear_cross_entropy
+from lastlayer.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss, LogSoftmax, NLLLoss, Softmax
+from lastlayer.torch.sampling import Sample, categorical, multinomial
+
+__all__ = [
+    "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "NLLLoss",
+    "NotLogProbabilityWarning",
+    "Sample",
+    "Softmax",
+    "argmax",
+    "binary_cross_entropy_with_logits",
+    "categorical",
+    "cross_entropy",
+    "kl_div",
+    "linear_cross_entropy",
+    "log_sigmoid",
+    "log_softmax",
+    "logit",
+    "logsigmoid",
+    "logsumexp",
+    "multinomial",
+    "nll_loss",
+    "sigmoid",
+    "softmax",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") or not hasattr(_functional, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}, nor has torch.nn.functional")
+    return getattr(_functional, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_functional)})

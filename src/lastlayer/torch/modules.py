@@ -1,0 +1,109 @@
+"""torch.nn's modules of the last layer, computed by lastlayer: only ``forward`` is ours.
+
+Arguments, ``state_dict`` and representation are torch's, so a module can be exchanged for its namesake at any time.
+The functions are in functional.py and linear.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lastlayer.torch import functional, linear
+
+
+class Softmax(torch.nn.Softmax):
+    """Apply :func:`lastlayer.torch.softmax`.
+
+    Example:
+        >>> import torch
+        >>> from lastlayer.torch import Softmax
+        >>> Softmax(dim=1)(torch.zeros(1, 4))
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return probabilities of the input's shape."""
+        return functional.softmax(input, self.dim, _stacklevel=5)
+
+
+class LogSoftmax(torch.nn.LogSoftmax):
+    """Apply :func:`lastlayer.torch.log_softmax`.
+
+    Example:
+        >>> import torch
+        >>> from lastlayer.torch import LogSoftmax
+        >>> LogSoftmax(dim=0)(torch.tensor([20.0, 0.0]))
+        tensor([-2.0612e-09, -2.0000e+01])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return log-probabilities of the input's shape."""
+        return functional.log_softmax(input, self.dim, _stacklevel=5)
+
+
+class NLLLoss(torch.nn.NLLLoss):
+    """Apply :func:`lastlayer.torch.nll_loss`.
+
+    Example:
+        >>> import torch
+        >>> from lastlayer.torch import NLLLoss
+        >>> NLLLoss(reduction="sum")(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([1]))
+        tensor(0.6931)
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of log-probabilities."""
+        return functional.nll_loss(
+            input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
+        )
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """Apply :func:`lastlayer.torch.cross_entropy`.
+
+    Example:
+        >>> import torch
+        >>> from lastlayer.torch import CrossEntropyLoss
+        >>> CrossEntropyLoss()(torch.tensor([[48.0, 0.0]]), torch.tensor([0]))
+        tensor(1.4252e-21)
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits."""
+        return functional.cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
+    """Apply :func:`lastlayer.torch.linear_cross_entropy` to the module's own linear layer; ``options`` is not used.
+
+    Example:
+        >>> import torch
+        >>> from lastlayer.torch import LinearCrossEntropyLoss
+        >>> head = LinearCrossEntropyLoss(in_features=8, num_classes=100)
+        >>> head(torch.zeros(2, 8), torch.tensor([3, 99]))
+        tensor(4.6052, grad_fn=...)
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of hidden states."""
+        shape = (self.num_classes, *self.out_features)
+        bias = None if self.linear.bias is None else self.linear.bias.reshape(shape)
+        return linear.linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*shape, self.linear.in_features),
+            target,
+            linear_bias=bias,
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
+        )

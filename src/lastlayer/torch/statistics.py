@@ -1,0 +1,199 @@
+"""What a loss needs to know of each row of logits, and softmax and log-softmax, as differentiable torch operations.
+
+Two paths compute the same mathematics. The *fused* one folds the rows with a backend's kernels and gives autograd one
+node whose backward is the four numbers per row of _algebra.py. The *composite* one calls _algebra.py on the tensors
+themselves, and torch differentiates, maps and compiles it. ``eager`` decides; functional.py is the public face.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lastlayer import _algebra, _backends
+from lastlayer._algebra import State, Statistics
+
+PLAIN = (Tensor, torch.nn.Parameter)
+POINTERS = ("cpu", "cuda")  # devices whose tensors hold data, and float64
+
+
+def eager(*tensors: Tensor | None) -> bool:
+    """Tell whether these are plain tensors, computed now: then kernels can read memory, and Python look at values."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # symbols instead of values
+        return False
+    if torch._C._are_functorch_transforms_active():  # torch.func: vmap, grad, jvp and what is made of them
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:  # FakeTensorMode, make_fx, selective checkpoints: they see each op
+        return False
+    given = [t for t in tensors if t is not None]
+    if any(torch._C._functorch.is_legacy_batchedtensor(t) for t in given):  # a backward with is_grads_batched=True
+        return False
+    if forward_ad._current_level >= 0 and any(_tangent(t) is not None for t in given):
+        return False  # our Functions have no forward-mode derivative
+    # Subclasses (FakeTensor, DTensor, the user's own) give torch's operations their own meaning; meta has no data.
+    return all(type(t) in PLAIN and t.device.type in POINTERS and t.layout is torch.strided for t in given)
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call, no-any-return]
+
+
+def fused(z: Tensor, *constants: Tensor | None) -> bool:
+    """Tell whether the kernels take this call: they differentiate by the logits only."""
+    derived = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants)
+    return not derived and eager(z, *constants)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in the type that is computed in: float32 for 16-bit types, else its own."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def rows(input: Tensor, dim: int) -> Tensor:
+    """Return the tensor as (N, V) with dimension dim as V: a view where strides allow one. It has elements."""
+    if input.dim() != 2 or dim not in (1, -1):
+        moved = input.movedim(dim, -1)
+        input = moved.reshape(-1, moved.shape[-1])
+    return input.resolve_neg()
+
+
+def like_rows(result: Tensor, input: Tensor, dim: int) -> Tensor:
+    """Undo ``rows``: return (N, V) in the input's shape."""
+    return result.reshape(input.movedim(dim, -1).shape).movedim(-1, dim)
+
+
+def finish(state: State, gap: Tensor | None, weighted: bool, entropy: bool) -> Statistics:
+    """Return the statistics that are asked for, as _algebra.finish does all of them; gap is max - z_target."""
+    s = _algebra.log_sum(state)
+    return Statistics(
+        _algebra.logsumexp(state),
+        None if gap is None else -(gap + s),
+        s + state.moment / (1 + state.rest) if entropy else None,
+        state.spread + state.mass * s if weighted else None,
+    )
+
+
+def composite(z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: bool) -> Statistics:
+    """Return the statistics as operations that torch differentiates; no step depends on a value."""
+    state = _algebra.fold(z, weight)
+    gap = None
+    if target is not None:
+        gap = state.max - z.gather(-1, target[..., None])[..., 0]
+        # Where the target is the maximum the gap is the constant 0: its two derivatives would cancel p's last digits.
+        gap = torch.where(target == z.argmax(-1), 0.0, gap)
+    return finish(state, gap, weight is not None, entropy)
+
+
+class _RowStatistics(torch.autograd.Function):
+    """The fused path: fold forwards, four numbers per row backwards, float64 statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: bool) -> Any:
+        state = _backends.choose(z).fold(z, weight, entropy)
+        gap = None if target is None else state.max - z.gather(1, target[:, None])[:, 0]
+        found = finish(state, gap, weight is not None, entropy)
+        ctx.save_for_backward(z, target, weight, state.max, state.rest, state.mass, found.entropy)
+        ctx.set_materialize_grads(False)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        z, target, weight, m, rest, mass, entropy = ctx.saved_tensors
+        cotangents = Statistics(*upstream)
+        if torch.is_grad_enabled():
+            return _second_order(z, target, weight, m, rest, cotangents), None, None, None
+        found, state = Statistics(None, None, entropy, None), State(m, rest, None, None, None)
+        numbers = _algebra.coefficients(found, mass, cotangents)
+        target = None if cotangents.logprob is None else target
+        weight = None if cotangents.cross is None else weight
+        if not eager(*upstream):  # several at once, by vmap
+            return _algebra.gradient(z.double(), state, numbers, target, weight).to(z.dtype), None, None, None
+        dz = _backends.choose(z).gradient(z, state, numbers, target, weight, out=torch.empty_like(z))
+        return dz, None, None, None
+
+
+def _second_order(
+    z: Tensor, target: Tensor | None, weight: Tensor | None, m: Tensor, rest: Tensor, cotangents: Statistics
+) -> Tensor:
+    """Return dz as a differentiable function of z and the cotangents: the statistics are computed again, in float64."""
+    given = [g for g in cotangents if g is not None]
+    unused = torch.stack([g == 0 for g in given]).all(0)
+    dead = unused & ~(torch.isfinite(m) & torch.isfinite(rest))  # else 0 * NaN
+    found = composite(torch.where(dead[:, None], 0.0, z.double()), target, weight, cotangents.entropy is not None)
+    outputs = [f for f, g in zip(found, cotangents, strict=True) if g is not None]
+    (dz,) = torch.autograd.grad(outputs, z, given, create_graph=True)
+    return dz
+
+
+def row_statistics(
+    z: Tensor, target: Tensor | None = None, weight: Tensor | None = None, *, entropy: bool = False
+) -> Statistics:
+    """Return logsumexp, log p_target, entropy and -sum_j u_j log p_j of each row of z; None for what was not asked for.
+
+    Args:
+        z: logits (N, V), V > 0; float16, bfloat16, float32 or float64, any strides.
+        target: int64 (N), every value in [0, V); logprob is None without it.
+        weight: u, (V) or (N, V); cross is None without it.
+        entropy: whether entropy is asked for.
+
+    Returns:
+        Vectors of N: float64 on the fused path, z's own type but at least float32 on the composite one.
+    """
+    if fused(z, target, weight):
+        index = None if target is None else target.contiguous()
+        return Statistics(*_RowStatistics.apply(z, index, weight, entropy))  # type: ignore[no-untyped-call]
+    return composite(wide(z), target, weight, entropy)
+
+
+class _RowSoftmax(torch.autograd.Function):
+    """softmax or log-softmax along one dimension; like torch's, the result is contiguous and is what is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, dim: int, log: bool) -> Tensor:
+        out = torch.empty_like(input, memory_format=torch.contiguous_format)
+        z, tile = rows(input, dim), rows(out, dim)
+        backend = _backends.choose(z)
+        (backend.log_softmax if log else backend.softmax)(z, out=tile)
+        if tile.data_ptr() != out.data_ptr():
+            out.copy_(like_rows(tile, out, dim))
+        ctx.save_for_backward(out)
+        ctx.dim, ctx.log = dim, log
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        (out,) = ctx.saved_tensors
+        if ctx.log and not torch.is_grad_enabled() and eager(upstream):
+            return _log_softmax_gradient(out, upstream, ctx.dim), None, None
+        aten = torch.ops.aten
+        derivative = aten._log_softmax_backward_data if ctx.log else aten._softmax_backward_data
+        return derivative(upstream, out, ctx.dim, out.dtype), None, None
+
+
+def _log_softmax_gradient(logp: Tensor, upstream: Tensor, dim: int) -> Tensor:
+    """Return g_j - p_j sum(g); where p > 1/2 as (g - sum(g)) + q sum(g), q = 1 - p, which keeps the digits of q.
+
+    A row whose upstream gradient is 0 has the gradient 0, even where it has no distribution.
+    """
+    dz: Tensor = torch.ops.aten._log_softmax_backward_data(upstream, logp, dim, logp.dtype)
+    top, k = logp.max(dim, keepdim=True)
+    total = upstream.sum(dim, keepdim=True, dtype=torch.float64)
+    exact = (upstream.gather(dim, k) - total) - torch.expm1(top.double()) * total
+    dz.scatter_(dim, k, torch.where(top > math.log(0.5), exact.to(dz.dtype), dz.gather(dim, k)))
+    broken = ~torch.isfinite(top)
+    if logp.device.type != "cpu" or bool(broken.any()):  # to look would wait for a GPU
+        dz.masked_fill_(broken & ~upstream.any(dim, keepdim=True), 0)
+    return dz
+
+
+def softmax(input: Tensor, dim: int, *, log: bool = False) -> Tensor:
+    """Return softmax or log-softmax along dim of a floating tensor with dimensions and elements, in its own type."""
+    if eager(input):
+        return _RowSoftmax.apply(input, dim, log)  # type: ignore[no-any-return, no-untyped-call]
+    z = wide(input.movedim(dim, -1))
+    result: Tensor = _algebra.log_softmax(z) if log else _algebra.softmax(z)
+    return result.to(input.dtype).movedim(-1, dim)
