@@ -38,9 +38,10 @@ def pair(name: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_modules_are_torchs(name: str) -> None:
     ours, theirs = pair(name)
-    assert isinstance(ours, getattr(torch.nn, name))
+    assert isinstance(ours, getattr(torch.nn, name) if name != "LinearCrossEntropyLoss" else torch.nn.Module)
     assert repr(ours) == repr(theirs)
-    assert inspect.signature(type(ours)) == inspect.signature(type(theirs))
+    mine, torchs = ([(p.name, p.default) for p in inspect.signature(type(m)).parameters.values()] for m in (ours, theirs))
+    assert mine[: len(torchs)] == torchs  # what is added comes last
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
@@ -78,6 +79,14 @@ def test_an_implicit_dimension_warns_where_torch_warns(name: str) -> None:
             getattr(m, name)()(Z)
         seen.append((str(warned[0].message), warned[0].filename))
     assert seen[0] == seen[1]
+
+
+def test_a_head_takes_what_the_function_takes() -> None:
+    head = F.LinearCrossEntropyLoss(3, 4, z_loss=0.1, softcap=2.0, scale=0.5, memory_budget=1000)
+    expected = F.linear_cross_entropy(Z, head.linear.weight, Y, z_loss=0.1, softcap=2.0, scale=0.5)
+    torch.testing.assert_close(head(Z, Y), expected)
+    with pytest.raises(TypeError, match="unexpected argument 'zloss'"):
+        F.LinearCrossEntropyLoss(3, 4, zloss=0.1)
 
 
 def test_k_dimensional_heads() -> None:

@@ -6,9 +6,13 @@ The functions are in functional.py and linear.py.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lastlayer import _validate
 from lastlayer.torch import functional, linear
 
 
@@ -81,8 +85,11 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         )
 
 
-class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
-    """Apply :func:`lastlayer.torch.linear_cross_entropy` to the module's own linear layer; ``options`` is not used.
+class LinearCrossEntropyLoss(torch.nn.modules.loss._WeightedLoss):
+    """Apply :func:`lastlayer.torch.linear_cross_entropy` to the module's own linear layer.
+
+    Arguments, parameters and ``state_dict`` are those of torch.nn.LinearCrossEntropyLoss (torch 2.13); ``options`` is
+    not used. ``z_loss``, ``softcap``, ``scale`` and ``memory_budget`` come on top.
 
     Example:
         >>> import torch
@@ -91,6 +98,34 @@ class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
         >>> head(torch.zeros(2, 8), torch.tensor([3, 99]))
         tensor(4.6052, grad_fn=...)
     """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        **extras: Any,
+    ) -> None:
+        if weight is not None and tuple(weight.shape) != (num_classes,):
+            raise RuntimeError(f"expected weight shape to be {(num_classes,)}, got {tuple(weight.shape)}")
+        _validate.check_label_smoothing(label_smoothing)
+        unknown = extras.keys() - {"z_loss", "softcap", "scale", "memory_budget"}
+        if unknown:
+            raise TypeError(f"LinearCrossEntropyLoss got an unexpected argument {min(unknown)!r}")
+        super().__init__(weight, None, None, reduction)
+        self.num_classes, self.out_features, self.ignore_index = num_classes, tuple(out_features), ignore_index
+        self.label_smoothing, self.options, self.extras = label_smoothing, options, extras
+        rows = math.prod(out_features, start=num_classes)
+        self.linear = torch.nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of hidden states."""
@@ -105,5 +140,5 @@ class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            options=self.options,
+            **self.extras,
         )
