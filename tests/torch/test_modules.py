@@ -40,8 +40,9 @@ def test_modules_are_torchs(name: str) -> None:
     ours, theirs = pair(name)
     assert isinstance(ours, getattr(torch.nn, name) if name != "LinearCrossEntropyLoss" else torch.nn.Module)
     assert repr(ours) == repr(theirs)
-    mine, torchs = ([(p.name, p.default) for p in inspect.signature(type(m)).parameters.values()] for m in (ours, theirs))
-    assert mine[: len(torchs)] == torchs  # what is added comes last
+    mine, torchs = (list(inspect.signature(type(m)).parameters.items()) for m in (ours, theirs))
+    defaults = [[(key, p.default, p.kind) for key, p in parameters] for parameters in (mine, torchs)]
+    assert defaults[0][: len(torchs)] == defaults[1]  # what is added comes last
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 

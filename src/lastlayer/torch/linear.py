@@ -6,7 +6,6 @@ Functions of the two schedules, and the public function with its checks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 

@@ -142,3 +142,16 @@ class LinearCrossEntropyLoss(torch.nn.modules.loss._WeightedLoss):
             label_smoothing=self.label_smoothing,
             **self.extras,
         )
+
+    def extra_repr(self) -> str:
+        """Return the arguments, torch's first."""
+        others = ("reduction", "ignore_index", "label_smoothing", "options")
+        shown = {
+            "in_features": self.linear.in_features,
+            "num_classes": self.num_classes,
+            "out_features": self.out_features,
+            "bias": self.linear.bias is not None,
+            **{name: getattr(self, name) for name in others},
+            **self.extras,
+        }
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
