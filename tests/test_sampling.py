@@ -256,12 +256,12 @@ def with_row(row):
 
 
 MALFORMED = [
-    (ll.categorical, (with_row([NAN, 0, 0]),), {}, ValueError, r"row \(1,\) of input has NaN"),
-    (ll.categorical, (with_row([-INF, NAN, -INF]),), {}, ValueError, r"row \(1,\) of input has NaN"),
-    (ll.categorical, (with_row([-INF] * 3),), {}, ValueError, r"row \(1,\) of input has no logit above -inf"),
-    (ll.categorical, (with_row([0, INF, 0]),), {}, ValueError, r"row \(1,\) of input has \+inf"),
-    (ll.categorical, (with_row([0, INF, 0]),), {"temperature": 0}, ValueError, r"row \(1,\) of input has \+inf"),
-    (ll.categorical, (with_row([0, NAN, 0])[None],), {}, ValueError, r"row \(0, 1\) of input has NaN"),
+    (ll.categorical, (with_row([NAN, 0, 0]),), {}, ValueError, r"row\[1\] of input has NaN"),
+    (ll.categorical, (with_row([-INF, NAN, -INF]),), {}, ValueError, r"row\[1\] of input has NaN"),
+    (ll.categorical, (with_row([-INF] * 3),), {}, ValueError, r"row\[1\] of input has no logit above -inf"),
+    (ll.categorical, (with_row([0, INF, 0]),), {}, ValueError, r"row\[1\] of input has \+inf"),
+    (ll.categorical, (with_row([0, INF, 0]),), {"temperature": 0}, ValueError, r"row\[1\] of input has \+inf"),
+    (ll.categorical, (with_row([0, NAN, 0])[None],), {}, ValueError, r"row\[0, 1\] of input has NaN"),
     (ll.categorical, ([NAN],), {}, ValueError, "the row of input has NaN"),
     (ll.categorical, (np.zeros((2, 0)),), {}, ValueError, "no classes"),
     (ll.categorical, (OK,), {"temperature": -0.5}, ValueError, "temperature = -0.5 must be"),

@@ -7,11 +7,12 @@ here or after it writes to what the caller passed.
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lastlayer._validate import read_integer
 
 Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...] | None
@@ -60,19 +61,18 @@ def round_to(values: Any, dtype: Any) -> Any:
 def axes_of(axis: Axis, ndim: int) -> tuple[int, ...]:
     """Return axis as sorted non-negative numbers; None is all of them."""
     given = tuple(range(ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = [operator.index(a) for a in given]
-    for a in axes:
-        if not -ndim <= a < ndim:
-            raise np.exceptions.AxisError(a, ndim)
-    unique = sorted({a % ndim for a in axes})
-    if len(unique) < len(axes):
+    axes = sorted({class_axis(a, ndim)[0] for a in given})
+    if len(axes) < len(given):
         raise ValueError(f"axis = {axis} names one axis twice")
-    return tuple(unique)
+    return tuple(axes)
 
 
 def class_axis(axis: SupportsIndex, ndim: int) -> tuple[int]:
-    """Return the one axis that holds the classes."""
-    return (axes_of(operator.index(axis), ndim)[0],)
+    """Return the one axis that holds the classes, as a non-negative number."""
+    index = read_integer("axis", axis)
+    if not -ndim <= index < ndim:
+        raise np.exceptions.AxisError(index, ndim)
+    return (index % ndim,)
 
 
 def row_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:

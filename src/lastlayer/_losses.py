@@ -8,7 +8,6 @@ Letters as in functional.py.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -39,6 +38,7 @@ from lastlayer._validate import (
     element,
     not_log_probability,
     position,
+    read_integer,
 )
 
 
@@ -188,6 +188,7 @@ def read_cross_entropy(
     """Read the arguments of ``cross_entropy``; the type of target decides what it is."""
     check_reduction(reduction)
     check_label_smoothing(label_smoothing)
+    label_smoothing = float(label_smoothing)
     z = real("input", input)
     axes = class_axis(axis, z.ndim)
     w, t, classes = read_weight(weight, z.shape[axes[0]]), _read_target(target), z.shape[axes[0]]
@@ -313,7 +314,7 @@ def _read_indices(
     if target.dtype.kind not in "iu":
         raise TypeError(f"target has dtype {target.dtype}, expected integers: class indices")
     check_shape("target", target, shape, f", that of input {z.shape} without axis {axes[0]}")
-    ignore_index = operator.index(ignore_index)
+    ignore_index = read_integer("ignore_index", ignore_index)
     check_target(target, classes, ignore_index)
     keep = np.asarray(target != ignore_index)
     return np.where(keep, target, 0).astype(np.int64).reshape(-1), keep
@@ -326,7 +327,7 @@ def _read_class_probabilities(target: Array, z: Array, axes: tuple[int], ignore_
             f"probabilities must have the shape of input, {z.shape}"
         )
     check_shape("target", target, z.shape, ": class probabilities have the shape of input")
-    if operator.index(ignore_index) >= 0:
+    if read_integer("ignore_index", ignore_index) >= 0:
         raise ValueError(f"ignore_index = {ignore_index} has no meaning for a target of class probabilities")
     return read_probabilities("target", native(target))
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from lastlayer._algebra import Array, namespace
 
+Unit: TypeAlias = Literal["nats", "bits"]
+
 REDUCTIONS = ("none", "mean", "sum")
+NATS_PER_UNIT = {"nats": 1.0, "bits": math.log(2.0)}
 
 
 class NotLogProbabilityWarning(UserWarning):
@@ -47,12 +50,23 @@ def read_integer(name: str, value: Any) -> int:
 
 def read_number(name: str, value: Any) -> float:
     """Return value as a float; TypeError for what is no real number. A scalar array or tensor is one."""
+    if isinstance(value, int | float):  # torch.compile may have put a symbol here, and lets nothing else be asked of it
+        return value
+    if getattr(value, "requires_grad", False):
+        raise TypeError(f"{name} requires a gradient, expected a constant")
     if not isinstance(value, str | bytes | complex):
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
             pass
     raise TypeError(f"{name} = {value!r} must be a number, not {type(value).__name__}")
+
+
+def read_unit(unit: Unit) -> float:
+    """Return how many nats the unit is; ValueError for what is no unit."""
+    if not isinstance(unit, str) or unit not in NATS_PER_UNIT:
+        raise ValueError(f"unit = {unit!r} is not one of {', '.join(map(repr, NATS_PER_UNIT))}")
+    return NATS_PER_UNIT[unit]
 
 
 def check_target(target: Array, classes: int, ignore_index: int | None, name: str = "target") -> None:

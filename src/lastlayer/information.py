@@ -12,7 +12,7 @@ names another.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,14 +20,10 @@ from numpy.typing import ArrayLike
 from lastlayer import _algebra
 from lastlayer._arrays import Array, class_axis, last, mask, real, round_to, row_shape, statistics_type, tile
 from lastlayer._losses import fold, read_cross_entropy, read_probabilities
-from lastlayer._validate import check_shape, element, position
+from lastlayer._validate import Unit, check_shape, element, position, read_unit
 from lastlayer.functional import log_softmax
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "perplexity", "surprisal"]
-
-Unit: TypeAlias = Literal["nats", "bits"]
-
-NATS_PER_UNIT = {"nats": 1.0, "bits": math.log(2.0)}
 
 
 def surprisal(
@@ -62,7 +58,7 @@ def surprisal(
         >>> surprisal(logits=[0.0, 120.0])
         array([1.20000000e+02, 7.66764807e-53])
     """
-    nats = _nats(unit)
+    nats = read_unit(unit)
     if _given(probs, logits):
         p = read_probabilities("probs", probs, validate)  # type: ignore[arg-type]
         with np.errstate(all="ignore"):
@@ -114,7 +110,7 @@ def entropy(
         >>> print(entropy(logits=[0.0, 0.0, -np.inf]).round(6))
         0.693147
     """
-    nats = _nats(unit)
+    nats = read_unit(unit)
     if _given(probs, logits):
         p, axes = _distributions("probs", probs, axis, validate, where)  # type: ignore[arg-type]
         kind, shape, value = statistics_type(p), row_shape(p.shape, axes, keepdims), _mean_surprisal(p, p, axes)
@@ -153,7 +149,7 @@ def cross_entropy(
         >>> print(cross_entropy([0.5, 0.5], [0.25, 0.75], unit="bits").round(6))
         1.207519
     """
-    nats = _nats(unit)
+    nats = read_unit(unit)
     (p, q), axes = _pair(p, q, axis, validate)
     return round_to(_mean_surprisal(p, q, axes) / nats, statistics_type(p, q))
 
@@ -189,7 +185,7 @@ def kl_divergence(
     Source: S. Kullback, R. A. Leibler, "On information and sufficiency", Ann. Math. Stat. 22 (1951); I. Csiszár,
     "I-divergence geometry of probability distributions and minimization problems", Ann. Probab. 3 (1975).
     """
-    nats = _nats(unit)
+    nats = read_unit(unit)
     (p, q), axes = _pair(p, q, axis, validate)
     return round_to(_divergence(_wide(p, axes), _wide(q, axes)) / nats, statistics_type(p, q))
 
@@ -227,12 +223,6 @@ def perplexity(
     loss = read_cross_entropy(input, target, None, ignore_index, "mean", 0.0, axis)
     with np.errstate(all="ignore"):
         return np.float64(np.exp(loss.exact_value()))
-
-
-def _nats(unit: str) -> float:
-    if unit not in NATS_PER_UNIT:
-        raise ValueError(f"unit = {unit!r} is not one of 'nats', 'bits'")
-    return NATS_PER_UNIT[unit]
 
 
 def _given(probs: ArrayLike | None, logits: ArrayLike | None) -> bool:

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lastlayer._arrays import unmasked
-from lastlayer._validate import check_reduction, element, position
+from lastlayer._validate import Unit, check_reduction, element, position, read_unit
 
 __all__ = [
     "LocScale",
@@ -53,12 +53,10 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[np.float64]
-Unit: TypeAlias = Literal["nats", "bits"]
 
 LOG_2 = math.log(2.0)
 LOG_2PI = math.log(2.0 * math.pi)
 FLOAT64_MAX = float(np.finfo(np.float64).max)
-NATS_PER_UNIT = {"nats": 1.0, "bits": LOG_2}
 
 
 class Probability(NamedTuple):
@@ -578,12 +576,11 @@ def huber_loss(input: ArrayLike, target: ArrayLike, *, delta: float = 1.0, reduc
     return _reduce(_huber(_residuals(input, target), _read_delta(delta)), reduction)
 
 
-def _total(terms: Array, unit: str) -> float:
+def _total(terms: Array, unit: Unit) -> float:
     """Sum the observations' -log f and convert."""
-    if unit not in NATS_PER_UNIT:
-        raise ValueError(f"unit = {unit!r} is not one of 'nats', 'bits'")
+    nats = read_unit(unit)
     with np.errstate(over="ignore"):
-        return float(np.sum(terms)) / NATS_PER_UNIT[unit]
+        return float(np.sum(terms)) / nats
 
 
 def _reduce(losses: Array, reduction: str) -> float | Array:

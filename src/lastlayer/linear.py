@@ -167,7 +167,7 @@ def linear_cross_entropy_value_and_grad(
         >>> value, grad = lastlayer.linear_cross_entropy_value_and_grad(h, W, [0, 2])
         >>> grad.input.round(4)
         array([[-0.0777,  0.2888],
-               [ 0.2888, -0.0777]])
+               [-0.2112, -0.0777]])
     """
     call = _Call(
         input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, z_loss,

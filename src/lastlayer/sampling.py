@@ -15,7 +15,6 @@ random sampling with a reservoir", Inf. Process. Lett. 97 (2006).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
@@ -25,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from lastlayer import _backends
 from lastlayer._algebra import Array, State, classes, finish, namespace
 from lastlayer._arrays import class_axis, real, round_to, row_shape, statistics_type, tile
-from lastlayer._validate import element, position
+from lastlayer._validate import element, position, read_integer
 
 __all__ = ["Sample", "categorical", "multinomial"]
 
@@ -132,7 +131,7 @@ def multinomial(
 
 def read_count(num_samples: SupportsIndex) -> int:
     """Return the number of draws."""
-    count = operator.index(num_samples)
+    count = read_integer("num_samples", num_samples)
     if count < 1:
         raise ValueError(f"num_samples = {count} must be at least 1")
     return count
@@ -218,7 +217,7 @@ def check_multinomial(p: Array, num_samples: SupportsIndex, replacement: bool, e
     """Return the number of draws; torch's conditions, and where torch has words for them its words."""
     if p.ndim not in (1, 2):
         raise error(f"prob_dist must be 1 or 2 dim, but input has shape {tuple(p.shape)}")
-    draws = operator.index(num_samples)
+    draws = read_integer("num_samples", num_samples)
     if draws <= 0:
         raise error(f"cannot sample n_sample <= 0 samples: num_samples = {draws}")
     if not replacement and draws > p.shape[-1]:

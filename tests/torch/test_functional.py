@@ -473,6 +473,14 @@ def test_smoothing_is_a_share(smoothing: float) -> None:
                 F.cross_entropy(LOGITS, target, label_smoothing=smoothing)
 
 
+def test_smoothing_is_a_constant() -> None:
+    smoothing = torch.tensor(0.1, dtype=torch.float64)
+    expected = F.cross_entropy(LOGITS, LABELS, label_smoothing=0.1)
+    assert torch.equal(F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing), expected)
+    with pytest.raises(TypeError, match="label_smoothing requires a gradient"):
+        F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing.requires_grad_())
+
+
 MIRRORED = ("softmax", "log_softmax", "nll_loss", "cross_entropy", "binary_cross_entropy_with_logits", "kl_div")
 
 

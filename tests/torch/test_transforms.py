@@ -163,6 +163,14 @@ def test_compile_with_dynamic_shapes() -> None:
         torch.testing.assert_close(torch.autograd.grad(loss, z), torch.autograd.grad(expected, z))
 
 
+def test_compile_with_settings_that_change() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(F.cross_entropy, fullgraph=True, backend="aot_eager")
+    for ignored, smoothing in ((-100, 0.0), (1, 0.1), (2, 0.2), (3, 0.3)):  # constants first, then symbols
+        settings = {"ignore_index": ignored, "label_smoothing": smoothing, "validate": False}
+        torch.testing.assert_close(compiled(Z, Y.clamp(0), **settings), F.cross_entropy(Z, Y.clamp(0), **settings))
+
+
 def deleted(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return loss and gradient of the rows that are not ignored, 0 elsewhere."""
     x = z[y != -100].detach().requires_grad_()
@@ -267,6 +275,7 @@ def test_meta_tensors() -> None:
     assert F.cross_entropy(z, y).shape == ()
     assert F.cross_entropy(z, y, reduction="none").shape == (N,)
     assert F.logsumexp(z, 0).shape == (V,)
+    assert F.binary_cross_entropy_with_logits(z, z, pos_weight=torch.tensor(2.0)).shape == ()  # one number, on the CPU
 
 
 def test_make_fx_sees_the_operations() -> None:

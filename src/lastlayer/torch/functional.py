@@ -27,6 +27,7 @@ from lastlayer._validate import ArgumentError, NotLogProbabilityWarning
 from lastlayer.torch.statistics import eager, row_statistics, rows, wide
 from lastlayer.torch.statistics import softmax as _softmax
 
+OPTIONAL = ("weight", "pos_weight", "linear_bias", "token_weight")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -41,13 +42,15 @@ def _capturing(input: Tensor) -> bool:
     return input.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _require_tensors(**arguments: Any) -> None:
+def require_tensors(**arguments: Any) -> None:
+    """Raise TypeError for an argument that is no tensor, nor None where that is legal."""
     for name, value in arguments.items():
-        if not isinstance(value, Tensor) and not (value is None and name in ("weight", "pos_weight")):
+        if not isinstance(value, Tensor) and not (value is None and name in OPTIONAL):
             raise TypeError(f"{name} must be a Tensor, not {type(value).__name__}")
 
 
-def _require_one_device(input: Tensor, **others: Tensor | None) -> None:
+def require_one_device(input: Tensor, **others: Tensor | None) -> None:
+    """Raise RuntimeError for a tensor on another device than input."""
     for name, other in others.items():
         if other is not None and other.device != input.device:
             raise RuntimeError(f"{name} is on {other.device}, input on {input.device}: expected one device")
@@ -122,7 +125,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         >>> F.softmax(torch.tensor([0.0, 0.0, -torch.inf]), dim=0)
         tensor([0.5000, 0.5000, 0.0000])
     """
-    _require_tensors(input=input)
+    require_tensors(input=input)
     if dim is None:
         dim = _torch._get_softmax_dim("softmax", input.dim(), _stacklevel)  # type: ignore[attr-defined]
     return _rowwise(input, dim, dtype, log=False)
@@ -158,7 +161,7 @@ def log_softmax(
         >>> F.log_softmax(torch.tensor([20.0, 0.0]), dim=0)
         tensor([-2.0612e-09, -2.0000e+01])
     """
-    _require_tensors(input=input)
+    require_tensors(input=input)
     if dim is None:
         dim = _torch._get_softmax_dim("log_softmax", input.dim(), _stacklevel)  # type: ignore[attr-defined]
     return _rowwise(input, dim, dtype, log=True)
@@ -190,7 +193,7 @@ def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, *,
         >>> F.logsumexp(torch.tensor([[1000.0, 1000.0], [0.0, -20.0]]), dim=1)
         tensor([1.0007e+03, 2.0612e-09])
     """
-    _require_tensors(input=input)
+    require_tensors(input=input)
     dims = (dim,) if isinstance(dim, int) else dim
     known = isinstance(dims, tuple | list) and len(dims) > 0 and all(isinstance(d, int) for d in dims)
     if not known or not _takes(input) or input.numel() == 0 or input.dim() == 0:
@@ -259,7 +262,7 @@ def logit(input: Tensor, eps: float | None = None) -> Tensor:
         >>> F.logit(torch.tensor([0.5, 0.75, 1.0]))
         tensor([0.0000, 1.0986,    inf])
     """
-    _require_tensors(input=input)
+    require_tensors(input=input)
     eps = None if eps is None else _validate.read_number("eps", eps)
     if not _takes(input) or (eps is not None and not eps < 0.25):
         return torch.logit(input, eps)
@@ -301,7 +304,7 @@ def _check_class_indices(input: Tensor, target: Tensor, weight: Tensor | None) -
         castable = _autocasts(input) and {weight.dtype, input.dtype} <= {*HALVES, torch.float32}
         if not castable:
             raise RuntimeError(f"weight has dtype {weight.dtype}, expected input's {input.dtype}")
-    _require_one_device(input, target=target, weight=weight)
+    require_one_device(input, target=target, weight=weight)
 
 
 def _class_indices(target: Tensor, classes: int, ignore_index: int, look: bool) -> tuple[Tensor, Tensor | None]:
@@ -376,7 +379,7 @@ def nll_loss(
         tensor(1.3743)
     """
     reduction = _reduction(size_average, reduce, reduction)
-    _require_tensors(input=input, target=target, weight=weight)
+    require_tensors(input=input, target=target, weight=weight)
     ignore_index = _validate.read_integer("ignore_index", ignore_index)
     if input.dim() == 0 or not _takes(input):
         return _torch.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
@@ -466,7 +469,7 @@ def cross_entropy(
         tensor(1.4252e-21)
     """
     reduction = _reduction(size_average, reduce, reduction)
-    _require_tensors(input=input, target=target, weight=weight)
+    require_tensors(input=input, target=target, weight=weight)
     ignore_index = _validate.read_integer("ignore_index", ignore_index)
     _validate.check_label_smoothing(label_smoothing)
     label_smoothing = float(label_smoothing)
@@ -491,7 +494,7 @@ def _check_class_probabilities(input: Tensor, target: Tensor, weight: Tensor | N
     if ignore_index >= 0:
         raise ArgumentError(f"ignore_index = {ignore_index} cannot be combined with class probabilities")
     _check_class_weight(weight, input.shape[min(input.dim() - 1, 1)])
-    _require_one_device(input, target=target, weight=weight)
+    require_one_device(input, target=target, weight=weight)
 
 
 def _index_targets(
@@ -581,10 +584,10 @@ def binary_cross_entropy_with_logits(
         tensor([2.0612e-09, 1.2693e-01])
     """
     reduction = _reduction(size_average, reduce, reduction)
-    _require_tensors(input=input, target=target, weight=weight, pos_weight=pos_weight)
+    require_tensors(input=input, target=target, weight=weight, pos_weight=pos_weight)
     if target.shape != input.shape:
         raise ValueError(f"target has shape {tuple(target.shape)}, expected that of input, {tuple(input.shape)}")
-    _require_one_device(input, target=target)
+    require_one_device(input, target=target)
     if any(t is not None and not _takes(t) for t in (input, target, weight, pos_weight)):
         return _torch.binary_cross_entropy_with_logits(
             input, target, weight, reduction=reduction, pos_weight=pos_weight
@@ -603,7 +606,7 @@ def _check_factors(input: Tensor, **factors: Tensor | None) -> None:
         if factor is None:
             continue
         if factor.dim() > 0 or factor.device.type != "cpu":
-            _require_one_device(input, **{name: factor})
+            require_one_device(input, **{name: factor})
         pairs = zip(reversed(factor.shape), reversed(input.shape), strict=False)
         if factor.dim() > input.dim() or any(n not in (1, expected) for n, expected in pairs):
             shapes = f"{tuple(factor.shape)}, which does not broadcast to input's {tuple(input.shape)}"
@@ -657,8 +660,8 @@ def kl_div(
             stacklevel=2,
         )
     how = _reduction(size_average, reduce, "sum" if reduction == "batchmean" and not legacy else reduction)
-    _require_tensors(input=input, target=target)
-    _require_one_device(input, target=target)
+    require_tensors(input=input, target=target)
+    require_one_device(input, target=target)
     if not _takes(input) or not _takes(target):
         return torch.kl_div(input, target, _validate.REDUCTIONS.index(how), log_target=log_target)
     logp, t = wide(input), wide(target)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lastlayer import _linear, _validate
 from lastlayer._linear import Saved, Terms
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
-from lastlayer.torch.functional import cross_entropy
+from lastlayer.torch.functional import cross_entropy, require_one_device, require_tensors
 
 
 class TorchProducts:
@@ -256,8 +256,10 @@ def linear_cross_entropy(
     _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
     if ignore_index is not None:
         ignore_index = _validate.read_integer("ignore_index", ignore_index)
-    require_tensors(input=input, linear_weight=linear_weight, target=target)
-    require_tensors(True, linear_bias=linear_bias, weight=weight, token_weight=token_weight)
+    require_tensors(
+        input=input, linear_weight=linear_weight, target=target,
+        linear_bias=linear_bias, weight=weight, token_weight=token_weight,
+    )  # fmt: skip
     _check_shapes(input, linear_weight, linear_bias, weight)
     leading, classes = input.shape[:-1], linear_weight.shape[0]
     soft = tuple(target.shape) == (*leading, classes)
@@ -273,9 +275,7 @@ def linear_cross_entropy(
         )
     if soft and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
-    for name, tensor in (("target", target), ("token_weight", token_weight)):
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(f"{name} is on {tensor.device}, input on {input.device}: expected one device")
+    require_one_device(input, target=target, token_weight=token_weight)
     _check_target(target, leading, classes, soft)
     _check_token_weight(token_weight, leading)
     tensors = _autocast(input, linear_weight, linear_bias)
@@ -328,13 +328,6 @@ def _autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, *parameters))
 
 
-def require_tensors(optional: bool = False, **arguments: Any) -> None:
-    """Raise TypeError for an argument that is no tensor (nor None, if it is optional)."""
-    for name, value in arguments.items():
-        if not isinstance(value, Tensor) and not (optional and value is None):
-            raise TypeError(f"{name} must be a Tensor{' or None' if optional else ''}, not {type(value).__name__}")
-
-
 def _check_constants(numbers: dict[str, Any]) -> None:
     for name, value in numbers.items():
         if isinstance(value, Tensor) and value.requires_grad:
@@ -360,12 +353,11 @@ def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
         raise RuntimeError(f"expected weight (one per class) shape {outputs[:1]}, got {tuple(weight.shape)}")
     if not input.is_floating_point():
         raise RuntimeError(f"expected a floating point input, got {input.dtype}")
+    require_one_device(input, linear_weight=linear_weight, linear_bias=linear_bias, weight=weight)
     mixed = not torch.is_autocast_enabled(input.device.type)
     for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias), ("weight", weight)):
         if tensor is None:
             continue
-        if tensor.device != input.device:
-            raise RuntimeError(f"{name} is on {tensor.device}, input on {input.device}: expected one device")
         if not tensor.is_floating_point() or (mixed and name != "weight" and tensor.dtype != input.dtype):
             raise RuntimeError(f"{name} has dtype {tensor.dtype}, input {input.dtype}: expected the same floating type")
     if weight is not None and weight.requires_grad:
