@@ -268,3 +268,17 @@ def test_the_laws_catch_a_broken_backend(rng: np.random.Generator, defect: str) 
     else:
         with pytest.raises(AssertionError):
             check()
+
+
+@needs_native
+def test_offsets_past_two_to_the_31_elements() -> None:
+    zeros = np.zeros(2**31 + 2**20, np.float16)  # pages of zeros that are only reserved
+    rows = np.lib.stride_tricks.as_strided(zeros, (3, 50), (2**31, 2))  # the last row starts at element 2^31
+    rows[2, 7] = 4.0
+    state = _backends.cpu.fold(rows)
+    np.testing.assert_array_equal(state.max, [0, 0, 4])
+    np.testing.assert_array_equal(state.rest[:2], 49)
+    out = np.zeros_like(zeros)
+    written = np.lib.stride_tricks.as_strided(out, (3, 50), (2**31, 2))
+    _backends.cpu.softmax(rows, out=written)
+    np.testing.assert_allclose(written.astype(float).sum(-1), 1, atol=50 * 2.0**-12)

@@ -137,11 +137,13 @@ def test_token_nats_see_only_the_tokens_before(text: Path) -> None:
 
 
 def test_surprises_are_sorted_and_those_of_the_held_out_text(finished: tuple[dict[str, Any], Path], text: Path) -> None:
-    surprises = finished[0]["most_surprising"]
-    bits = [s["bits"] for s in surprises]
-    assert bits == sorted(bits, reverse=True)
     held_out = "".join(corpus.split(corpus.read_text(text))[1])
-    assert all(s["before"] + s["token"] + s["after"] in held_out for s in surprises)
+    for name, least in (("most_surprising", 0), ("most_surprising_known", 1)):
+        surprises = finished[0][name]
+        bits = [s["bits"] for s in surprises]
+        assert bits == sorted(bits, reverse=True)
+        assert all(s["in_training"] >= least for s in surprises)
+        assert all(s["before"] + s["token"] + s["after"] in held_out for s in surprises)
 
 
 def test_same_seed_same_numbers(finished: tuple[dict[str, Any], Path], text: Path, tmp_path: Path) -> None:
@@ -151,6 +153,21 @@ def test_same_seed_same_numbers(finished: tuple[dict[str, Any], Path], text: Pat
     assert other["training"]["curve"] != again["training"]["curve"]
     assert other["held_out"]["model"] != again["held_out"]["model"]
     assert other["held_out"]["unigram"] == again["held_out"]["unigram"]
+
+
+def test_gradients_repeat_to_the_bit() -> None:
+    torch.manual_seed(0)
+    model = run.LanguageModel(torch.zeros(300), width=128, layers=1)
+    tokens = torch.randint(10, (4, 129))
+
+    def gradients() -> list[Any]:
+        torch.manual_seed(0)
+        model.zero_grad()
+        model.nats(model(tokens[:, :-1]), tokens[:, 1:], reduction="mean").backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    first = gradients()
+    assert all(torch.equal(a, b) for _ in range(5) for a, b in zip(first, gradients(), strict=True))
 
 
 def test_the_callers_generator_is_left_alone(text: Path, tmp_path: Path) -> None:
@@ -224,6 +241,15 @@ def test_a_second_ctrl_c_ends_it(
     assert demo.main(["--text", str(text), "--out", str(tmp_path), *SMALL]) == 130
     assert capsys.readouterr().err.endswith("lastlayer demo: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_measuring_keeps_the_report(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "compare", interrupted)
+    assert demo.main(["--text", str(text), "--out", str(tmp_path), *SMALL, "--steps", "2"]) == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "results.json", "samples.txt"}
 
 
 NOISE = bytes(range(256)) * 64
