@@ -278,7 +278,7 @@ def test_offsets_past_two_to_the_31_elements() -> None:
     state = _backends.cpu.fold(rows)
     np.testing.assert_array_equal(state.max, [0, 0, 4])
     np.testing.assert_array_equal(state.rest[:2], 49)
-    out = np.zeros_like(zeros)
+    out = np.zeros(zeros.shape, zeros.dtype)
     written = np.lib.stride_tricks.as_strided(out, (3, 50), (2**31, 2))
     _backends.cpu.softmax(rows, out=written)
     np.testing.assert_allclose(written.astype(float).sum(-1), 1, atol=50 * 2.0**-12)
