@@ -15,9 +15,8 @@ import os
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from lastlayer._backends import reference
+from lastlayer._backends.threads import numpy_threads
 
 try:
     from lastlayer._backends import cpu
@@ -26,6 +25,7 @@ except ImportError as error:
     built = importlib.util.find_spec("lastlayer._native") is not None
     missing = str(error) if built else "this installation was built without the native module"
 
+__all__ = ["choose", "cpu", "numpy_threads", "reference", "requested"]
 NAMES = ("cpu", "reference")
 
 
@@ -49,18 +49,3 @@ def choose(z: Any) -> ModuleType:
     if name == "cpu" or cpu.takes(z):
         return cpu
     return reference
-
-
-def numpy_threads() -> tuple[int, str]:
-    """Return how many threads work on NumPy arrays, and why."""
-    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if setting.isdigit() and int(setting) > 0:
-        return int(setting), "OMP_NUM_THREADS"
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)), "the processors this process may use"
-    return os.cpu_count() or 1, "the processors of this machine"
-
-
-def is_numpy(z: Any) -> bool:
-    """Tell NumPy arrays from torch tensors."""
-    return isinstance(z, np.ndarray)

@@ -13,6 +13,7 @@ import numpy as np
 
 from lastlayer import _native
 from lastlayer._algebra import Array, Coefficients, State
+from lastlayer._backends.threads import numpy_threads
 
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # enum DType of native/rows.h
 
@@ -60,8 +61,6 @@ def _tile(z: Array) -> tuple[int, int, int, int, int]:
 
 def _threads(z: Array) -> int:
     if isinstance(z, np.ndarray):
-        from lastlayer._backends import numpy_threads
-
         return numpy_threads()[0]
     return int(sys.modules["torch"].get_num_threads())
 
