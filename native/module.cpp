@@ -101,6 +101,20 @@ void fold(int dtype, const TileArgs& z_args, const WeightArgs& weight, uintptr_t
   });
 }
 
+// `state` is one block of 3 x rows doubles: max, rest, mass; `out` one of 4 x rows: logsumexp, logprob, entropy, cross.
+void statistics(int dtype, const TileArgs& z_args, const WeightArgs& weight, uintptr_t target, uintptr_t state_at,
+                uintptr_t out_at, bool entropy, int threads) {
+  nb::gil_scoped_release release;
+  const Tile z = tile(z_args);
+  const int64_t n = z.rows;
+  double *s = at<double>(state_at), *o = at<double>(out_at);
+  const States state{s, s + n, nullptr, nullptr, s + 2 * n};
+  const Statistics out{o, o + n, entropy ? o + 2 * n : nullptr, std::get<0>(weight) ? o + 3 * n : nullptr};
+  parallel_rows(n, z.classes, threads, [&](int64_t begin, int64_t end) {
+    active->statistics(static_cast<DType>(dtype), z, weights(weight), at<const int64_t>(target), state, out, begin, end);
+  });
+}
+
 // `numbers` is one block of 4 x rows doubles: alpha, beta, gamma, delta.
 void gradient(int dtype, const TileArgs& z, const TileArgs& out, uintptr_t max, uintptr_t rest, uintptr_t numbers,
               uintptr_t target, int64_t first_class, const WeightArgs& weight, double inverse_softcap, int threads) {
@@ -131,6 +145,8 @@ NB_MODULE(_native, m) {
   m.def("instruction_set", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("use_instruction_set", &use, "name"_a, "Use another of instruction_sets().");
   m.def("fold", &fold, "dtype"_a, "z"_a, "weight"_a, "state"_a, "moment"_a, "threads"_a);
+  m.def("statistics", &statistics, "dtype"_a, "z"_a, "weight"_a, "target"_a, "state"_a, "out"_a, "entropy"_a,
+        "threads"_a);
   m.def("gradient", &gradient, "dtype"_a, "z"_a, "out"_a, "max"_a, "rest"_a, "numbers"_a, "target"_a, "first_class"_a,
         "weight"_a, "inverse_softcap"_a, "threads"_a);
   m.def("softmax", &softmax, "dtype"_a, "z"_a, "out"_a, "log"_a, "threads"_a);

@@ -172,18 +172,44 @@ inline Row<T> row_of(const Tile& tile, int64_t i) {
 }
 
 template <class T>
-void fold_rows(const Tile& z, const Weights& weight, const States& out, int64_t begin, int64_t end) {
+inline RowState fold_any(const Row<T>& row, const Weights& weight, int64_t i, bool moment) {
   using F = Statistic<T>;
+  const F* u = weight.data ? static_cast<const F*>(weight.data) + i * weight.row_stride : nullptr;
+  if (moment) return u ? fold_row<T, true, true>(row, u) : fold_row<T, true, false>(row, u);
+  return u ? fold_row<T, false, true>(row, u) : fold_row<T, false, false>(row, u);
+}
+
+template <class T>
+void fold_rows(const Tile& z, const Weights& weight, const States& out, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const Row<T> row = row_of<T>(z, i);
-    const F* u = weight.data ? static_cast<const F*>(weight.data) + i * weight.row_stride : nullptr;
-    const RowState s = out.moment ? (u ? fold_row<T, true, true>(row, u) : fold_row<T, true, false>(row, u))
-                                  : (u ? fold_row<T, false, true>(row, u) : fold_row<T, false, false>(row, u));
+    const RowState s = fold_any(row_of<T>(z, i), weight, i, out.moment);
     out.max[i] = s.max;
     out.rest[i] = s.rest;
     if (out.moment) out.moment[i] = s.moment;
     if (out.spread) out.spread[i] = s.spread;
     if (out.mass) out.mass[i] = s.mass;
+  }
+}
+
+template <class T>
+void statistics_rows(const Tile& z, const Weights& weight, const int64_t* target, const States& state,
+                     const Statistics& out, int64_t begin, int64_t end) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (int64_t i = begin; i < end; ++i) {
+    const Row<T> row = row_of<T>(z, i);
+    const RowState s = fold_any(row, weight, i, out.entropy);
+    const double l = std::log1p(s.rest), log_sum = std::isfinite(s.max) ? l : nan;
+    out.logsumexp[i] = s.max + l;
+    if (target) {  // one that is no class gives NaN: whoever skips validation must not read foreign memory
+      const int64_t y = target[i];
+      const double z_y = y >= 0 && y < row.classes ? static_cast<double>(widen(row.z[y * row.stride])) : nan;
+      out.logprob[i] = -((s.max - z_y) + log_sum);
+    }
+    if (out.entropy) out.entropy[i] = log_sum + s.moment / (1 + s.rest);
+    if (out.cross) out.cross[i] = s.spread + s.mass * log_sum;
+    state.max[i] = s.max;
+    state.rest[i] = s.rest;
+    state.mass[i] = s.mass;
   }
 }
 
@@ -320,6 +346,11 @@ void fold(DType type, const Tile& z, const Weights& weight, const States& out, i
   by_type(type, [&](auto t) { fold_rows<decltype(t)>(z, weight, out, begin, end); });
 }
 
+void statistics(DType type, const Tile& z, const Weights& weight, const int64_t* target, const States& state,
+                const Statistics& out, int64_t begin, int64_t end) {
+  by_type(type, [&](auto t) { statistics_rows<decltype(t)>(z, weight, target, state, out, begin, end); });
+}
+
 void gradient(DType type, const GradientCall& call, int64_t begin, int64_t end) {
   by_type(type, [&](auto t) { gradient_rows<decltype(t)>(call, begin, end); });
 }
@@ -331,6 +362,7 @@ void softmax(DType type, const Tile& z, const Tile& out, bool log, int64_t begin
 }  // namespace
 
 extern const Kernels LASTLAYER_JOIN(rows_, LASTLAYER_ISA);
-const Kernels LASTLAYER_JOIN(rows_, LASTLAYER_ISA) = {LASTLAYER_TEXT(LASTLAYER_ISA), fold, gradient, softmax};
+const Kernels LASTLAYER_JOIN(rows_, LASTLAYER_ISA) = {LASTLAYER_TEXT(LASTLAYER_ISA), fold, statistics, gradient,
+                                                        softmax};
 
 }  // namespace lastlayer

@@ -24,6 +24,11 @@ struct States {
   double *max, *rest, *moment, *spread, *mass;
 };
 
+// What `finish` makes of a state: one double per row and field; null where nobody asks.
+struct Statistics {
+  double *logsumexp, *logprob, *entropy, *cross;
+};
+
 struct Coefficients {
   const double *alpha, *beta, *gamma, *delta;
 };
@@ -42,6 +47,9 @@ struct GradientCall {
 struct Kernels {
   const char* name;
   void (*fold)(DType, const Tile& z, const Weights&, const States&, int64_t begin, int64_t end);
+  // fold, then finish; target null: no logprob.
+  void (*statistics)(DType, const Tile& z, const Weights&, const int64_t* target, const States&, const Statistics&,
+                     int64_t begin, int64_t end);
   void (*gradient)(DType, const GradientCall&, int64_t begin, int64_t end);
   void (*softmax)(DType, const Tile& z, const Tile& out, bool log, int64_t begin, int64_t end);
 };

@@ -161,6 +161,25 @@ def test_confident_rows_keep_their_digits(backend: Any, rng: np.random.Generator
     np.testing.assert_allclose(_algebra.finish(state).cross, log_sum, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_statistics_are_fold_and_finish(backend: Any, rng: np.random.Generator, dtype: Any, weighted: bool) -> None:
+    z = logits(rng, 7, 1030, dtype)
+    target, weight = rng.integers(0, 1030, 7), rng.random(1030) if weighted else None
+    folded = backend.fold(z, weight, True)
+    with np.errstate(all="ignore"):
+        expected = _algebra.finish(folded, z[np.arange(7), target].astype(float))
+    got, state = backend.statistics(z, target, weight, True)
+    for name in ("max", "rest", "mass"):
+        same(getattr(state, name), getattr(folded, name))
+    for name, value in expected._asdict().items():
+        if name == "cross" and not weighted:
+            assert got.cross is None
+        else:
+            np.testing.assert_allclose(getattr(got, name), value, rtol=4 * 2.0**-52, err_msg=name)
+    assert backend.statistics(z)[0]._replace(logsumexp=None) == (None,) * 4
+
+
 def test_softcap_is_one_factor(backend: Any, rng: np.random.Generator) -> None:
     raw = rng.normal(size=(5, 37)) * 4
     z = 3.0 * np.tanh(raw / 3.0)

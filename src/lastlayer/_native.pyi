@@ -6,6 +6,16 @@ def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 def fold(dtype: int | None, z: Tile, weight: tuple[int, int], state: int, moment: bool, threads: int) -> None: ...
+def statistics(
+    dtype: int | None,
+    z: Tile,
+    weight: tuple[int, int],
+    target: int,
+    state: int,
+    out: int,
+    entropy: bool,
+    threads: int,
+) -> None: ...
 def gradient(
     dtype: int | None,
     z: Tile,

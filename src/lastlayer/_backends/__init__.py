@@ -1,9 +1,9 @@
 """Which code computes a tile: the one visible place where that is decided, and how it is told.
 
-A backend is a module with four functions on tiles of logits (N, V), NumPy or torch, any strides:
+A backend is a module with five functions on tiles of logits (N, V), NumPy or torch, any strides:
 
-    fold(z, weight, moment) -> State            gradient(z, state, numbers, ..., out) -> out
-    softmax(z, out) -> out                      log_softmax(z, out) -> out
+    fold(z, weight, moment) -> State                                gradient(z, state, numbers, ..., out) -> out
+    statistics(z, target, weight, entropy) -> Statistics, State     softmax(z, out), log_softmax(z, out) -> out
 
 ``cpu`` is the C++ of native/, ``reference`` the specification itself in float64. They never import each other.
 """

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lastlayer import _native
-from lastlayer._algebra import Array, Coefficients, State
+from lastlayer._algebra import Array, Coefficients, State, Statistics
 from lastlayer._backends.threads import numpy_threads
 
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # enum DType of native/rows.h
@@ -97,6 +97,19 @@ def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
         state[3:] = 0
     _native.fold(_code(z), _tile(z), described, _address(state), moment, _threads(z))
     return State(*state)
+
+
+def statistics(
+    z: Array, target: Array | None = None, weight: Array | None = None, entropy: bool = False
+) -> tuple[Statistics, State]:
+    """Fold and finish in one pass: the statistics asked for (else None), and of the state max, rest and mass."""
+    kept, described = _weight(z, weight)
+    state, out = _empty(z, 3), _empty(z, 4)
+    at = 0 if target is None else _address(target)
+    _native.statistics(_code(z), _tile(z), described, at, _address(state), _address(out), entropy, _threads(z))
+    asked = (True, target is not None, entropy, kept is not None)
+    found = Statistics(*(field if wanted else None for field, wanted in zip(out, asked, strict=True)))
+    return found, State(state[0], state[1], None, None, state[2])
 
 
 def _block(z: Array, numbers: Coefficients) -> Any:

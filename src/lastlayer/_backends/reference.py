@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lastlayer import _algebra
-from lastlayer._algebra import Array, Coefficients, State
+from lastlayer._algebra import Array, Coefficients, State, Statistics
 
 QUIET = {"invalid": "ignore", "over": "ignore", "under": "ignore", "divide": "ignore"}
 
@@ -30,6 +30,22 @@ def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
     """Return the state of each row of z (N, V), in float64. ``moment`` is always there."""
     with np.errstate(**QUIET):  # type: ignore[arg-type]
         return _algebra.fold(_wide(z), _wide(weight))
+
+
+def statistics(
+    z: Array, target: Array | None = None, weight: Array | None = None, entropy: bool = False
+) -> tuple[Statistics, State]:
+    """Fold and finish: the statistics asked for (else None), and the state."""
+    wide = _wide(z)
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        state = _algebra.fold(wide, _wide(weight))
+        chosen = None if target is None else wide[_algebra.classes(wide.T), target]
+        found = _algebra.finish(state, chosen)
+    return found._replace(
+        logprob=None if target is None else found.logprob,
+        entropy=found.entropy if entropy else None,
+        cross=None if weight is None else found.cross,
+    ), state
 
 
 def gradient(

@@ -93,9 +93,7 @@ class _RowStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: bool) -> Any:
-        state = _backends.choose(z).fold(z, weight, entropy)
-        gap = None if target is None else state.max - z.gather(1, target[:, None])[:, 0]
-        found = finish(state, gap, weight is not None, entropy)
+        found, state = _backends.choose(z).statistics(z, target, weight, entropy)
         ctx.save_for_backward(z, target, weight, state.max, state.rest, state.mass, found.entropy)
         ctx.set_materialize_grads(False)
         return tuple(found)
