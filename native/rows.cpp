@@ -97,58 +97,64 @@ struct RowState {
   }
 };
 
-// Adds one block to a row's state. Ties with the maximum count 1 each, exactly, all but one of them into `rest`.
+// The sums of a fold, lane by lane: chains of at most 8 additions in F, then double, so that the error does not grow
+// with the number of classes. Ties with the maximum are counted, not added, so that they count exactly.
 template <class F, bool with_moment, bool with_weight>
-inline void add_block(const F* z, int n, const F* weight, RowState& s) {
-  constexpr int w = Vec<F>::width;
-  using M = mask<F>;
-  const F top = block_maximum(z, n);
-  const bool raised = s.empty || top > s.max;
-  if (raised) s.raise(top);
-  const F max = static_cast<F>(s.max);
-  const vec<F> m = splat(max), zero{};
-  const bool infinite = !(max - max == 0);  // -inf so far, +inf or NaN: x is 0 at the maximum
-  M ties{};
+struct Sums {
   vec<F> terms{}, moments{}, spreads{}, masses{};
-  const auto step = [&](int i) {
-    const vec<F> zi = load(z + i);
-    const M tie = zi == m;
+  vec_double<F> term_total{}, moment_total{}, spread_total{}, mass_total{};
+  mask<F> ties{};
+
+  inline void add(vec<F> z, vec<F> m, vec<F> u, bool infinite) {
+    const vec<F> zero{};
+    const mask<F> tie = z == m;
     vec<F> x, low;
-    difference<F>(zi, m, x, low);
+    difference<F>(z, m, x, low);
     if (infinite) x = tie ? zero : x;
     const vec<F> e = tie ? zero : exp_scaled<F>(x, low);
     ties -= tie;
     terms += e;
     if constexpr (with_moment) moments += (e > zero ? -x : zero) * e;
-    if constexpr (with_weight) {
-      const vec<F> u = load(weight + i);
-      masses += u;
-      spreads += u != zero ? -x * u : zero;
-    }
-  };
-  // Chains of at most 8 additions in F, then double: the sum's error does not grow with the number of classes.
-  vec_double<F> term_total{}, moment_total{}, spread_total{}, mass_total{};
-  for (int i = 0; i < n; i += 8 * w) {
-    terms = moments = spreads = masses = zero;
-    if (i + 8 * w <= n)
-      for (int k = 0; k < 8; ++k) step(i + k * w);
-    else
-      for (int k = i; k < n; k += w) step(k);
+    if constexpr (with_weight) masses += u;
+    if constexpr (with_weight) spreads += u != zero ? -x * u : zero;
+  }
+
+  inline void widen_sums() {
     term_total += to_double<F>(terms);
     if constexpr (with_moment) moment_total += to_double<F>(moments);
     if constexpr (with_weight) spread_total += to_double<F>(spreads);
     if constexpr (with_weight) mass_total += to_double<F>(masses);
+    terms = moments = spreads = masses = vec<F>{};
+  }
+};
+
+// Adds one block to a row's state.
+template <class F, bool with_moment, bool with_weight>
+inline void add_block(const F* z, int n, const F* weight, RowState& s) {
+  constexpr int w = Vec<F>::width;
+  const F top = block_maximum(z, n);
+  const bool raised = s.empty || top > s.max;
+  if (raised) s.raise(top);
+  const F max = static_cast<F>(s.max);
+  const vec<F> m = splat(max);
+  const bool infinite = !(max - max == 0);  // -inf so far, +inf or NaN: x is 0 at the maximum
+  Sums<F, with_moment, with_weight> sums;
+  const auto step = [&](int i) { sums.add(load(z + i), m, with_weight ? load(weight + i) : vec<F>{}, infinite); };
+  for (int i = 0; i < n; i += 8 * w) {
+    if (i + 8 * w <= n)
+      for (int k = 0; k < 8; ++k) step(i + k * w);
+    else
+      for (int k = i; k < n; k += w) step(k);
+    sums.widen_sums();
   }
   double count = 0;
-  for (int lane = 0; lane < w; ++lane) count += static_cast<double>(ties[lane]);
+  for (int lane = 0; lane < w; ++lane) count += static_cast<double>(sums.ties[lane]);
   const double unit = std::ldexp(1.0, -Simd<F>::shift);
   if (raised && count > 0) count -= 1;  // the class kept apart; before the small terms, or they would round away
-  s.rest += unit * sum_lanes<F>(term_total) + count;
-  if constexpr (with_moment) s.moment += unit * sum_lanes<F>(moment_total);
-  if constexpr (with_weight) {
-    s.spread += sum_lanes<F>(spread_total);
-    s.mass += sum_lanes<F>(mass_total);
-  }
+  s.rest += unit * sum_lanes<F>(sums.term_total) + count;
+  if constexpr (with_moment) s.moment += unit * sum_lanes<F>(sums.moment_total);
+  if constexpr (with_weight) s.spread += sum_lanes<F>(sums.spread_total);
+  if constexpr (with_weight) s.mass += sum_lanes<F>(sums.mass_total);
   s.empty = false;
 }
 
@@ -171,33 +177,54 @@ inline Row<T> row_of(const Tile& tile, int64_t i) {
   return {static_cast<const T*>(tile.data) + i * tile.row_stride, tile.class_stride, tile.classes};
 }
 
-template <class T>
-inline RowState fold_any(const Row<T>& row, const Weights& weight, int64_t i, bool moment) {
+#include "narrow.h"
+
+// Calls f(i, row, state) for each row; few classes are folded across rows.
+template <class T, bool with_moment, bool with_weight, class Function>
+inline void each_state_as(const Tile& z, const Weights& weight, int64_t begin, int64_t end, const Function& f) {
   using F = Statistic<T>;
-  const F* u = weight.data ? static_cast<const F*>(weight.data) + i * weight.row_stride : nullptr;
-  if (moment) return u ? fold_row<T, true, true>(row, u) : fold_row<T, true, false>(row, u);
-  return u ? fold_row<T, false, true>(row, u) : fold_row<T, false, false>(row, u);
+  if (z.classes <= few) {
+    constexpr int w = Vec<F>::width;
+    vec<F> columns[few], weights[with_weight ? few : 1];
+    for (int64_t i = begin; i < end; i += w) {
+      const int count = static_cast<int>(end - i < w ? end - i : w);
+      rows_to_columns<T>(z, i, count, columns);
+      if constexpr (with_weight) weights_to_columns<F>(weight, z.classes, i, count, weights);
+      const Lanes<F> lanes = fold_lanes<F, with_moment, with_weight>(columns, static_cast<int>(z.classes), weights);
+      for (int k = 0; k < count; ++k) f(i + k, row_of<T>(z, i + k), lanes.row(k));
+    }
+    return;
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const F* u = with_weight ? static_cast<const F*>(weight.data) + i * weight.row_stride : nullptr;
+    f(i, row_of<T>(z, i), fold_row<T, with_moment, with_weight>(row_of<T>(z, i), u));
+  }
+}
+
+template <class T, class Function>
+inline void each_state(const Tile& z, const Weights& u, bool moment, int64_t begin, int64_t end, const Function& f) {
+  if (moment && u.data) return each_state_as<T, true, true>(z, u, begin, end, f);
+  if (moment) return each_state_as<T, true, false>(z, u, begin, end, f);
+  if (u.data) return each_state_as<T, false, true>(z, u, begin, end, f);
+  return each_state_as<T, false, false>(z, u, begin, end, f);
 }
 
 template <class T>
 void fold_rows(const Tile& z, const Weights& weight, const States& out, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const RowState s = fold_any(row_of<T>(z, i), weight, i, out.moment);
+  each_state<T>(z, weight, out.moment, begin, end, [&](int64_t i, const Row<T>&, const RowState& s) {
     out.max[i] = s.max;
     out.rest[i] = s.rest;
     if (out.moment) out.moment[i] = s.moment;
     if (out.spread) out.spread[i] = s.spread;
     if (out.mass) out.mass[i] = s.mass;
-  }
+  });
 }
 
 template <class T>
 void statistics_rows(const Tile& z, const Weights& weight, const int64_t* target, const States& state,
                      const Statistics& out, int64_t begin, int64_t end) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  for (int64_t i = begin; i < end; ++i) {
-    const Row<T> row = row_of<T>(z, i);
-    const RowState s = fold_any(row, weight, i, out.entropy);
+  each_state<T>(z, weight, out.entropy, begin, end, [&](int64_t i, const Row<T>& row, const RowState& s) {
     const double l = std::log1p(s.rest), log_sum = std::isfinite(s.max) ? l : nan;
     out.logsumexp[i] = s.max + l;
     if (target) {  // one that is no class gives NaN: whoever skips validation must not read foreign memory
@@ -210,7 +237,7 @@ void statistics_rows(const Tile& z, const Weights& weight, const int64_t* target
     state.max[i] = s.max;
     state.rest[i] = s.rest;
     state.mass[i] = s.mass;
-  }
+  });
 }
 
 // ---- rows written back ---------------------------------------------------------------------------------------------
@@ -245,6 +272,7 @@ inline void map_row(const Row<T>& row, const Tile& out, int64_t i, const Functio
 template <class T>
 void softmax_rows(const Tile& z, const Tile& out, bool log, int64_t begin, int64_t end) {
   using F = Statistic<T>;
+  if (z.classes <= few) return softmax_lanes<T>(z, out, log, begin, end);
   for (int64_t i = begin; i < end; ++i) {
     const Row<T> row = row_of<T>(z, i);
     const RowState s = fold_row<T, false, false>(row, nullptr);
@@ -272,6 +300,7 @@ void softmax_rows(const Tile& z, const Tile& out, bool log, int64_t begin, int64
 template <class T>
 void gradient_rows(const GradientCall& call, int64_t begin, int64_t end) {
   using F = Statistic<T>;
+  if (call.z.classes <= few) return gradient_lanes<T>(call, begin, end);
   for (int64_t i = begin; i < end; ++i) {
     const double alpha = call.numbers.alpha[i], beta = call.numbers.beta[i];
     const double delta = call.weight.data ? call.numbers.delta[i] : 0, gamma = call.target ? call.numbers.gamma[i] : 0;

@@ -113,7 +113,7 @@ def gradient_is_exact(backend: Any, z: Floats, numbers: Coefficients, target: Fl
     got = backend.gradient(z, state, numbers, target, weight, out=np.full_like(z, np.nan))
     what = f"gradient of {z.dtype} {z.shape}"
     size = np.max(np.abs(np.stack([*numbers[:3], numbers.delta * weight.max()])), axis=0)
-    assert_within(got, exact, dense, z.dtype, what, z.shape[1], size)
+    assert_within(got, exact, dense, z.dtype, what, z.shape[1] + 3, size)  # and alpha, gamma, delta u
     inside = z.copy()
     backend.gradient(inside, state, numbers, target, weight, out=inside)
     assert inside.tobytes() == got.tobytes(), f"{what}: in place differs"
