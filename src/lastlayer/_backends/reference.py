@@ -39,13 +39,20 @@ def statistics(
     wide = _wide(z)
     with np.errstate(**QUIET):  # type: ignore[arg-type]
         state = _algebra.fold(wide, _wide(weight))
-        chosen = None if target is None else wide[_algebra.classes(wide.T), target]
+        chosen = None if target is None else _pick(wide, target)
         found = _algebra.finish(state, chosen)
     return found._replace(
         logprob=None if target is None else found.logprob,
         entropy=found.entropy if entropy else None,
         cross=None if weight is None else found.cross,
     ), state
+
+
+def _pick(z: Array, target: Array) -> Array:
+    """Return z at the targets, NaN for one that is no class."""
+    xp = _algebra.namespace(z)
+    inside = (target >= 0) & (target < z.shape[1])
+    return xp.where(inside, z[_algebra.classes(z.T), xp.where(inside, target, 0)], float("nan"))
 
 
 def gradient(
