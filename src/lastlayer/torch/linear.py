@@ -281,36 +281,50 @@ def linear_cross_entropy(
     tensors = _autocast(input, linear_weight, linear_bias)
     wanted = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors)
     h, factor = tensors[0].reshape(-1, input.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
-    y = target.detach().reshape(-1, classes) if soft else target.reshape(-1)
-
-    kept = None
+    y, kept = target.detach().reshape(-1, classes) if soft else target.reshape(-1), None
     if not soft:
-        ignored = -100 if ignore_index is None else ignore_index
-        _validate.check_target(target, classes, ignored)
-        keep = y != ignored
-        if not bool(keep.all()):
-            kept = keep.nonzero()[:, 0]
+        kept = _rows_that_count(target, classes, -100 if ignore_index is None else ignore_index)
+        if kept is not None:
             h, y, factor = h[kept], y[kept], None if factor is None else factor[kept]
-    rows = torch.ones(h.shape[0], dtype=torch.float64, device=h.device) if factor is None else factor.double()
     class_weight = None if weight is None else weight.detach().double()
-    counted = rows if class_weight is None or soft else rows * class_weight[y]
-    total: Tensor | float = 1.0
-    if reduction == "mean":
-        total = counted.sum()
-        total = torch.where(total == 0, 1.0, total)
-    if soft:
-        terms = Terms(None, rows / total, rows / total * z_loss if z_loss else None)
-    else:
-        of_target = None if class_weight is None else class_weight[y]
-        terms = _linear.row_terms(rows, of_target, total, label_smoothing, classes, z_loss)
+    terms = _terms(y, factor, class_weight, soft, reduction, label_smoothing, classes, z_loss)
     index = None if soft else y.to(torch.int64).contiguous()
     problem = Problem(index, terms, class_weight, y if soft else None, label_smoothing, scale, softcap, memory_budget)
     if reduction != "none":
         return _apply(_Fused, h, tensors[1], tensors[2], problem, wanted)
     losses = _apply(_Recomputed, h, tensors[1], tensors[2], problem, wanted)
     if kept is not None:
-        losses = losses.new_zeros(keep.shape[0]).index_put((kept,), losses)
+        losses = losses.new_zeros(leading.numel()).index_put((kept,), losses)
     return losses.reshape(leading)
+
+
+def _rows_that_count(target: Tensor, classes: int, ignored: int) -> Tensor | None:
+    """Check the targets; return the numbers of the rows that are not ignored, None if none is."""
+    _validate.check_target(target, classes, ignored)
+    keep = target.reshape(-1) != ignored
+    return None if bool(keep.all()) else keep.nonzero()[:, 0]
+
+
+def _terms(
+    y: Tensor,
+    factor: Tensor | None,
+    class_weight: Tensor | None,
+    soft: bool,
+    reduction: str,
+    smoothing: float,
+    classes: int,
+    z_loss: float,
+) -> Terms:
+    """Return the terms of the rows that count; the mean divides by their factors times their targets' weights."""
+    rows = torch.ones(y.shape[0], dtype=torch.float64, device=y.device) if factor is None else factor.double()
+    of_target = None if class_weight is None or soft else class_weight[y.long()]
+    total: Tensor | float = 1.0
+    if reduction == "mean":
+        total = (rows if of_target is None else rows * of_target).sum()
+        total = torch.where(total == 0, 1.0, total)
+    if soft:
+        return Terms(None, rows / total, rows / total * z_loss if z_loss else None)
+    return _linear.row_terms(rows, of_target, total, smoothing, classes, z_loss)
 
 
 def _run(schedule: Any, *arguments: Any) -> Tensor:
