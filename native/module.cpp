@@ -14,6 +14,10 @@
 #include <tuple>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "rows.h"
 
 namespace nb = nanobind;
@@ -74,6 +78,18 @@ void parallel_rows(int64_t rows, int64_t classes, int threads, const Function& f
   }
   f(0, rows / wanted);
   for (std::thread& other : others) other.join();
+}
+
+// Asks for huge pages behind memory that is about to be written for the first time: touching 4 KB pages one by one costs
+// more than the arithmetic. Small or foreign memory, or a system without them: nothing happens.
+void reserve(uintptr_t address, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t huge = uintptr_t{1} << 21;
+  const uintptr_t begin = (address + huge - 1) & ~(huge - 1), end = (address + bytes) & ~(huge - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
 }
 
 using TileArgs = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t>;  // address, rows, classes, strides
@@ -144,6 +160,7 @@ NB_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets, "Instruction sets this build and processor share, best first.");
   m.def("instruction_set", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("use_instruction_set", &use, "name"_a, "Use another of instruction_sets().");
+  m.def("reserve", &reserve, "address"_a, "bytes"_a, "Ask for huge pages behind memory that is not yet touched.");
   m.def("fold", &fold, "dtype"_a, "z"_a, "weight"_a, "state"_a, "moment"_a, "threads"_a);
   m.def("statistics", &statistics, "dtype"_a, "z"_a, "weight"_a, "target"_a, "state"_a, "out"_a, "entropy"_a,
         "threads"_a);

@@ -1,10 +1,10 @@
 """Which code computes a tile: the one visible place where that is decided, and how it is told.
 
-A backend is a module with five functions on tiles of logits (N, V), NumPy or torch, any strides:
+A backend is a module with six functions on tiles of logits (N, V), NumPy or torch, any strides:
 
     fold(z, weight, moment) -> State                                gradient(z, state, numbers, ..., out) -> out
     statistics(z, target, weight, entropy) -> Statistics, State     softmax(z, out), log_softmax(z, out) -> out
-
+    reserve(out) -> out, before a large new array is written
 ``cpu`` is the C++ of native/, ``reference`` the specification itself in float64. They never import each other.
 """
 

@@ -17,6 +17,8 @@ from lastlayer._backends.threads import numpy_threads
 
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # enum DType of native/rows.h
 
+LARGE = 4 << 20  # bytes; two huge pages
+
 SETTING = os.environ.get("LASTLAYER_INSTRUCTION_SET") or None  # read once: kernels do not change during a run
 if SETTING in _native.instruction_sets():
     _native.use_instruction_set(SETTING)
@@ -69,6 +71,13 @@ def _empty(z: Array, fields: int) -> Any:
     if isinstance(z, np.ndarray):
         return np.empty((fields, z.shape[0]))
     return z.new_empty((fields, z.shape[0]), dtype=sys.modules["torch"].float64)
+
+
+def reserve(out: Array) -> Array:
+    """Return a new, contiguous array after asking for huge pages behind it: its first touch then costs a third."""
+    if out.nbytes >= LARGE and not isinstance(out, np.ndarray):  # NumPy asks by itself
+        _native.reserve(_address(out), out.nbytes)
+    return out
 
 
 def _weight(z: Array, weight: Array | None) -> tuple[Any, tuple[int, int]]:

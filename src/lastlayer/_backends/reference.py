@@ -26,6 +26,11 @@ def _write(out: Array, value: Array) -> Array:
     return out
 
 
+def reserve(out: Array) -> Array:
+    """Return the array; there is nothing to prepare."""
+    return out
+
+
 def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
     """Return the state of each row of z (N, V), in float64. ``moment`` is always there."""
     with np.errstate(**QUIET):  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastlayer import _linear, _validate
+from lastlayer import _backends, _linear, _validate
 from lastlayer._linear import Saved, Terms
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
 from lastlayer.torch.functional import cross_entropy, require_one_device, require_tensors
@@ -28,9 +28,10 @@ class TorchProducts:
         self.device = input.device
         self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         self.itemsize = self.dtype.itemsize
+        self.backend = _backends.choose(input)
 
     def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        return self.backend.reserve(torch.empty(shape, dtype=self.dtype, device=self.device))  # type: ignore[no-any-return]
 
     def double(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float64, device=self.device)

@@ -110,8 +110,9 @@ class _RowStatistics(torch.autograd.Function):
         weight = None if cotangents.cross is None else weight
         if not eager(*upstream):  # several at once, by vmap
             return _algebra.gradient(z.double(), state, numbers, target, weight).to(z.dtype), None, None, None
-        dz = _backends.choose(z).gradient(z, state, numbers, target, weight, out=torch.empty_like(z))
-        return dz, None, None, None
+        backend = _backends.choose(z)
+        out = backend.reserve(torch.empty_like(z))
+        return backend.gradient(z, state, numbers, target, weight, out=out), None, None, None
 
 
 def _second_order(
@@ -152,9 +153,9 @@ class _RowSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, dim: int, log: bool) -> Tensor:
-        out = torch.empty_like(input, memory_format=torch.contiguous_format)
+        backend = _backends.choose(input)
+        out = backend.reserve(torch.empty_like(input, memory_format=torch.contiguous_format))
         z, tile = rows(input, dim), rows(out, dim)
-        backend = _backends.choose(z)
         (backend.log_softmax if log else backend.softmax)(z, out=tile)
         if tile.data_ptr() != out.data_ptr():
             out.copy_(like_rows(tile, out, dim))
