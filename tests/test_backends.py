@@ -99,22 +99,23 @@ def test_a_row_alone_is_the_row_in_its_batch(backend: Any, rng: np.random.Genera
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_silent_rows_have_gradient_zero_whatever_they_hold(backend: Any, dtype: Any) -> None:
-    z = np.array([[np.nan, 1, 2], [-np.inf] * 3, [np.inf, 0, 0], [1, 2, 3]]).astype(dtype)
+@pytest.mark.parametrize("copies", [1, 30])
+def test_silent_rows_have_gradient_zero_whatever_they_hold(backend: Any, dtype: Any, copies: int) -> None:
+    z = np.tile([[np.nan, 1, 2], [-np.inf] * 3, [np.inf, 0, 0], [1, 2, 3]], copies).astype(dtype)
     zero = np.zeros(4)
     state = backend.fold(z)
     out = backend.gradient(
         z, state, Coefficients(zero, zero, zero, zero), np.zeros(4, np.int64), out=np.full_like(z, np.nan)
     )
-    np.testing.assert_array_equal(out.astype(float), np.zeros((4, 3)))
+    np.testing.assert_array_equal(out.astype(float), np.zeros((4, 3 * copies)))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("at", [0, 5, 1029])
+@pytest.mark.parametrize(("at", "classes"), [(0, 1030), (5, 1030), (1029, 1030), (0, 9), (8, 9)])
 def test_nan_anywhere_makes_its_row_nan_and_no_other(
-    backend: Any, rng: np.random.Generator, dtype: Any, at: int
+    backend: Any, rng: np.random.Generator, dtype: Any, at: int, classes: int
 ) -> None:
-    z = logits(rng, 3, 1030, dtype)
+    z = logits(rng, 3, classes, dtype)
     z[1, at] = np.nan
     state = backend.fold(z)
     with np.errstate(invalid="ignore"):
@@ -127,8 +128,9 @@ def test_nan_anywhere_makes_its_row_nan_and_no_other(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_infinite_rows(backend: Any, dtype: Any) -> None:
-    z = np.array([[-np.inf] * 40, [0] * 39 + [np.inf], [np.inf, -np.inf] * 20]).astype(dtype)
+@pytest.mark.parametrize("half", [20, 3])
+def test_infinite_rows(backend: Any, dtype: Any, half: int) -> None:
+    z = np.array([[-np.inf] * 2 * half, [0] * (2 * half - 1) + [np.inf], [np.inf, -np.inf] * half]).astype(dtype)
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(_algebra.logsumexp(backend.fold(z)), [-np.inf, np.inf, np.inf])
     assert np.isnan(backend.softmax(z, out=np.zeros_like(z)).astype(float)).all()
@@ -159,6 +161,18 @@ def test_confident_rows_keep_their_digits(backend: Any, rng: np.random.Generator
     dz = backend.gradient(z, state, soft, None, certain, out=np.full_like(z, np.nan))
     np.testing.assert_allclose(dz[:, 17], -q, rtol=1e-5)
     np.testing.assert_allclose(_algebra.finish(state).cross, log_sum, rtol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [0, 20, 48, 60])
+def test_confident_rows_of_few_classes_too(backend: Any, margin: int) -> None:
+    z, certain = np.array([[0.5, margin + 1.0, 1.0]], np.float32), np.array([[0, 1, 0]], np.float32)
+    rest = np.exp(-margin) + np.exp(-margin - 0.5)
+    state, one, zero = backend.fold(z, certain), np.ones(1), np.zeros(1)
+    np.testing.assert_allclose(_algebra.finish(state, z[:, 1].astype(float)).logprob, -np.log1p(rest), rtol=1e-5)
+    index, soft = Coefficients(one, zero, -one, zero), Coefficients(one, zero, zero, -one)
+    for four, target in ((index, np.ones(1, np.int64)), (soft, None)):
+        dz = backend.gradient(z, state, four, target, certain, out=np.full_like(z, np.nan))
+        np.testing.assert_allclose(dz[0, 1], -rest / (1 + rest), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -154,7 +154,7 @@ class _RowSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, dim: int, log: bool) -> Tensor:
         backend = _backends.choose(input)
-        out = backend.reserve(torch.empty_like(input, memory_format=torch.contiguous_format))
+        out: Tensor = backend.reserve(torch.empty_like(input, memory_format=torch.contiguous_format))
         z, tile = rows(input, dim), rows(out, dim)
         (backend.log_softmax if log else backend.softmax)(z, out=tile)
         if tile.data_ptr() != out.data_ptr():
