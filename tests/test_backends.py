@@ -194,8 +194,9 @@ def test_statistics_are_fold_and_finish(backend: Any, rng: np.random.Generator, 
     assert backend.statistics(z)[0]._replace(logsumexp=None) == (None,) * 4
 
 
-def test_softcap_is_one_factor(backend: Any, rng: np.random.Generator) -> None:
-    raw = rng.normal(size=(5, 37)) * 4
+@pytest.mark.parametrize("classes", [5, 37])
+def test_softcap_is_one_factor(backend: Any, rng: np.random.Generator, classes: int) -> None:
+    raw = rng.normal(size=(5, classes)) * 4
     z = 3.0 * np.tanh(raw / 3.0)
     state, target, four = backend.fold(z), np.arange(5), numbers(rng, 5)
     plain = backend.gradient(z, state, four, target, out=np.empty_like(z))
