@@ -31,7 +31,11 @@ def real(name: str, value: ArrayLike) -> Array:
 
 
 def unmasked(name: str, value: ArrayLike) -> Array:
-    """Return value as an array, but never drop the mask of a masked one in silence."""
+    """Return value as an array, but never drop the mask of a masked one, or a tensor's kind, in silence."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        raise TypeError(
+            f"{name} is a torch.Tensor, expected a NumPy array: lastlayer.torch has these functions for tensors"
+        )
     if hasattr(value, "mask") and hasattr(value, "filled"):
         raise TypeError(f"{name} is a masked array, expected a plain one: pass its data, and where= if there is one")
     try:

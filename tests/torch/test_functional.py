@@ -797,3 +797,18 @@ def test_capturing_a_graph_looks_at_no_value(monkeypatch: pytest.MonkeyPatch) ->
         F.nll_loss(LOGITS, bad)
     assert F.cross_entropy(LOGITS, bad, reduction="none").isnan().tolist() == [False, False, True]
     F.nll_loss(LOGITS, LABELS)
+
+
+def test_the_numpy_front_end_sends_tensors_here() -> None:
+    import lastlayer
+
+    calls = [
+        lambda: lastlayer.softmax(LOGITS),
+        lambda: lastlayer.cross_entropy(LOGITS.numpy(), LABELS),
+        lambda: lastlayer.linear_cross_entropy(LOGITS, LOGITS.numpy(), LABELS.numpy()),
+        lambda: lastlayer.categorical(LOGITS),
+        lambda: lastlayer.entropy(logits=LOGITS),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"is a torch.Tensor, expected a NumPy array: lastlayer.torch has"):
+            call()
