@@ -47,7 +47,7 @@ def test_the_workspace_is_what_the_plan_says(
 
     class Counting(NumpyProducts):
         def empty(self, *shape: int) -> np.ndarray:
-            taken.append(int(np.prod(shape)) * self.itemsize)
+            taken.append(int(np.prod(shape)) * self.dtype.itemsize)
             return super().empty(*shape)
 
     h, w = rng.normal(size=(40, 6)).astype(np.float32), rng.normal(size=(70, 6)).astype(np.float32)

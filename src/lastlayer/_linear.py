@@ -117,14 +117,35 @@ def allocate(stream: Stream, wanted: tuple[bool, bool, bool], like_input: Callab
     return into
 
 
-def row_terms(
-    keep_weight: Array, class_weight: Array | None, total: Array | float, smoothing: float, classes: int, z_loss: float
+def terms_of(
+    factor: Array,
+    of_target: Array | None,
+    soft: bool,
+    reduction: str,
+    smoothing: float,
+    classes: int,
+    z_loss: float,
 ) -> Terms:
-    """Return the terms of index targets: (1 - e) w_y log p_y, (e / V) sum_j w_j log p_j, z_loss lse^2, over total."""
-    share = keep_weight / total
-    nll = share if class_weight is None else share * class_weight
-    return Terms(
-        nll * (1 - smoothing) if smoothing else nll,
-        share * (smoothing / classes) if smoothing else None,
-        share * z_loss if z_loss else None,
-    )
+    """Return the terms of the rows that count, for class indices or (soft) class probabilities.
+
+    ``factor`` is that of each row, ``of_target`` its target's class weight; the mean divides by the sum of both.
+    """
+    total = (factor if of_target is None else factor * of_target).sum() if reduction == "mean" else 1.0
+    share = factor / (total + (total == 0))  # over no rows the sum is 0, and so is the mean
+    square = share * z_loss if z_loss else None
+    if soft:
+        return Terms(None, share, square)
+    nll = share if of_target is None else share * of_target
+    return Terms(nll * (1 - smoothing), share * (smoothing / classes) if smoothing else None, square)
+
+
+def weights_of(
+    terms: Terms, soft: Array | None, class_weight: Array, smoothing: float, cast: Callable[[Array], Array]
+) -> Callable[[slice, slice], Array | None]:
+    """Return the stream's ``weights``: w where ``cross`` is asked for, (t (1 - e) + e / V) w for probabilities t."""
+    if soft is not None:
+        share = smoothing / class_weight.shape[0]
+        return lambda rows, tile: (cast(soft[rows, tile]) * (1 - smoothing) + share) * cast(class_weight[tile])
+    if terms.cross is None:
+        return lambda rows, tile: None
+    return lambda rows, tile: class_weight[tile]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from lastlayer import _algebra, _backends
-from lastlayer._algebra import Array, Coefficients, State, Statistics
+from lastlayer._algebra import Array, Coefficients, State
 
 DEFAULT_BUDGET = 64 * 2**20
 
@@ -24,7 +24,6 @@ class Products(Protocol):
     """What the driver asks of a framework, for arrays of one computing type (float32 or float64)."""
 
     dtype: Any
-    itemsize: int
     adds_in_place: bool  # accumulate() needs no scratch for the product
 
     def empty(self, *shape: int) -> Any: ...
@@ -59,13 +58,6 @@ class Gradients(NamedTuple):
     input: Array | None
     weight: Array | None
     bias: Array | None
-
-
-class RowLoss(NamedTuple):
-    """A chunk's losses (None where unneeded) and the gradients of its statistics."""
-
-    loss: Array
-    cotangents: Statistics
 
 
 def workspace_bytes(plan: Plan, features: int, itemsize: int, converts: bool, scratch: bool, tiles: int = 1) -> int:
@@ -143,7 +135,7 @@ class Stream:
         self.converts = head.weight.dtype != products.dtype or input.dtype != products.dtype
         scratch = self.converts or not products.adds_in_place
         self.plan = plan(
-            self.rows, self.classes, self.features, budget, products.itemsize,
+            self.rows, self.classes, self.features, budget, products.dtype.itemsize,
             converts=self.converts, scratch=scratch, tiles=2 if dense else 1,
         )  # fmt: skip
         self.workspace = products.empty(self.plan.rows * self.plan.classes)

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from lastlayer import _linear, _validate
 from lastlayer._arrays import real, unmasked
-from lastlayer._linear import Terms
 from lastlayer._losses import read_probabilities, read_weight
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
 
@@ -34,7 +33,6 @@ class NumpyProducts:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-        self.itemsize = self.dtype.itemsize
 
     def empty(self, *shape: int) -> Floats:
         return np.empty(shape, self.dtype)
@@ -232,21 +230,10 @@ class _Call:
         classes = self.weight.shape[0]
         index = None if self.soft else y.astype(np.int64)
         of_target = None if index is None or class_weight is None else class_weight[index]
-        total = float((factor if of_target is None else factor * of_target).sum()) if self.reduction == "mean" else 1.0
-        total = total if total != 0 else 1.0
-        if self.soft:
-            self.terms = Terms(None, factor / total, factor / total * z_loss if z_loss else None)
-        else:
-            self.terms = _linear.row_terms(factor, of_target, total, smoothing, classes, z_loss)
-        products = NumpyProducts(self.input.dtype)
-        u = np.ones(classes) if class_weight is None else class_weight
-
-        def weights(rows: slice, tile: slice) -> Floats | None:
-            if self.soft:
-                t = y[rows, tile].astype(products.dtype)
-                return np.asarray((t * (1 - smoothing) + smoothing / classes) * u[tile])
-            return None if self.terms.cross is None else u[tile]
-
+        self.terms = _linear.terms_of(factor, of_target, self.soft, self.reduction, smoothing, classes, z_loss)
+        products, u = NumpyProducts(self.input.dtype), np.ones(classes) if class_weight is None else class_weight
+        soft = y if self.soft else None
+        weights = _linear.weights_of(self.terms, soft, u, smoothing, lambda array: array.astype(products.dtype))
         head = Head(self.weight, self.bias, scale, softcap)
         self.stream = Stream(products, self.hidden, head, index, weights, budget, dense=self.soft)
 

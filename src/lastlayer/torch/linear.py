@@ -27,7 +27,6 @@ class TorchProducts:
     def __init__(self, input: Tensor) -> None:
         self.device = input.device
         self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        self.itemsize = self.dtype.itemsize
         self.backend = _backends.choose(input)
 
     def empty(self, *shape: int) -> Tensor:
@@ -66,28 +65,11 @@ class Problem:
         self.target, self.terms, self.class_weight, self.soft = target, terms, class_weight, soft
         self.smoothing, self.scale, self.softcap, self.budget = smoothing, scale, softcap, budget
 
-    def weights(self, classes: int, dtype: torch.dtype) -> Any:
-        """Return the stream's ``weights``: none, class weights or ones, or (t (1 - e) + e/V) w for probabilities."""
-        w = self.class_weight
-        if self.soft is not None:
-            soft, e = self.soft, self.smoothing
-
-            def of_tile(rows: slice, tile: slice) -> Tensor:
-                u = soft[rows, tile].to(dtype)
-                u = u * (1 - e) + e / classes if e else u
-                return u if w is None else u * w[tile]
-
-            return of_tile
-        if self.terms.cross is None:
-            return lambda rows, tile: None
-        u = torch.ones(classes, dtype=torch.float64) if w is None else w
-        u = u.to(self.terms.cross.device)
-        return lambda rows, tile: u[tile]
-
     def stream(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Stream:
         """Return the stream over detached tensors."""
         products, head = TorchProducts(input), Head(weight, bias, self.scale, self.softcap)
-        weights = self.weights(weight.shape[0], products.dtype)
+        u = weight.new_ones(weight.shape[0], dtype=torch.float64) if self.class_weight is None else self.class_weight
+        weights = _linear.weights_of(self.terms, self.soft, u, self.smoothing, lambda array: array.to(products.dtype))
         return Stream(products, input, head, self.target, weights, self.budget, dense=self.soft is not None)
 
 
@@ -288,7 +270,9 @@ def linear_cross_entropy(
         if kept is not None:
             h, y, factor = h[kept], y[kept], None if factor is None else factor[kept]
     class_weight = None if weight is None else weight.detach().double()
-    terms = _terms(y, factor, class_weight, soft, reduction, label_smoothing, classes, z_loss)
+    rows = torch.ones(y.shape[0], dtype=torch.float64, device=y.device) if factor is None else factor.double()
+    of_target = None if class_weight is None or soft else class_weight[y.long()]
+    terms = _linear.terms_of(rows, of_target, soft, reduction, label_smoothing, classes, z_loss)
     index = None if soft else y.to(torch.int64).contiguous()
     problem = Problem(index, terms, class_weight, y if soft else None, label_smoothing, scale, softcap, memory_budget)
     if reduction != "none":
@@ -304,28 +288,6 @@ def _rows_that_count(target: Tensor, classes: int, ignored: int) -> Tensor | Non
     _validate.check_target(target, classes, ignored)
     keep = target.reshape(-1) != ignored
     return None if bool(keep.all()) else keep.nonzero()[:, 0]
-
-
-def _terms(
-    y: Tensor,
-    factor: Tensor | None,
-    class_weight: Tensor | None,
-    soft: bool,
-    reduction: str,
-    smoothing: float,
-    classes: int,
-    z_loss: float,
-) -> Terms:
-    """Return the terms of the rows that count; the mean divides by their factors times their targets' weights."""
-    rows = torch.ones(y.shape[0], dtype=torch.float64, device=y.device) if factor is None else factor.double()
-    of_target = None if class_weight is None or soft else class_weight[y.long()]
-    total: Tensor | float = 1.0
-    if reduction == "mean":
-        total = (rows if of_target is None else rows * of_target).sum()
-        total = torch.where(total == 0, 1.0, total)
-    if soft:
-        return Terms(None, rows / total, rows / total * z_loss if z_loss else None)
-    return _linear.row_terms(rows, of_target, total, smoothing, classes, z_loss)
 
 
 def _run(schedule: Any, *arguments: Any) -> Tensor:

@@ -66,17 +66,6 @@ def like_rows(result: Tensor, input: Tensor, dim: int) -> Tensor:
     return result.reshape(input.movedim(dim, -1).shape).movedim(-1, dim)
 
 
-def finish(state: State, gap: Tensor | None, weighted: bool, entropy: bool) -> Statistics:
-    """Return the statistics that are asked for, as _algebra.finish does all of them; gap is max - z_target."""
-    s = _algebra.log_sum(state)
-    return Statistics(
-        _algebra.logsumexp(state),
-        None if gap is None else -(gap + s),
-        s + state.moment / (1 + state.rest) if entropy else None,
-        state.spread + state.mass * s if weighted else None,
-    )
-
-
 def composite(z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: bool) -> Statistics:
     """Return the statistics as operations that torch differentiates; no step depends on a value."""
     state = _algebra.fold(z, weight)
@@ -85,7 +74,13 @@ def composite(z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: 
         gap = state.max - z.gather(-1, target[..., None])[..., 0]
         # Where the target is the maximum the gap is the constant 0: its two derivatives would cancel p's last digits.
         gap = torch.where(target == z.argmax(-1), 0.0, gap)
-    return finish(state, gap, weight is not None, entropy)
+    found = _algebra.finish(state)  # of the maximum itself: log p_y is gap below it
+    return Statistics(
+        found.logsumexp,
+        None if gap is None else found.logprob - gap,
+        found.entropy if entropy else None,
+        None if weight is None else found.cross,
+    )
 
 
 class _RowStatistics(torch.autograd.Function):
