@@ -1,0 +1,1 @@
+"""The parts of benchmarks/speed.py: rounds, peers, what is timed (logits, small, heads), bars, report and picture."""
