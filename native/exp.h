@@ -1,7 +1,8 @@
-// exp on vectors. Included by rows.cpp only, inside its own namespace, after vec.h.
+// exp and log1p on vectors. Included by rows.cpp only, inside its own namespace, after vec.h.
 //
-// e^x = 2^k e^r with k = round(x / ln 2) and |r| <= ln(2)/2. ln 2 is split so that k * ln2_high is exact, fused or not.
-// e^r = 1 + r + r^2 Q(r); Q and its truncation error come from native/exp.py: 0.004 ulp (float), 0.002 ulp (double).
+// e^z = 2^k e^r with k = round(z / ln 2) and |r| <= ln(2)/2. ln 2 is split so that k * ln2_high is exact, fused or not.
+// e^r = 1 + r + r^2 Q(r). log f = 2 artanh(s) with s = (f - 1)/(f + 1). Q, P and their truncation errors come from
+// native/polynomials.py; docs/mathematics.md derives the bounds.
 
 template <class F>
 struct ExpTable;
@@ -22,29 +23,49 @@ struct ExpTable<double> {
                                  0.16666666666666671, 0.5};
 };
 
-// z - m as a sum of two numbers: x rounded, low the rounding error (Knuth's TwoSum; exact in any order of magnitude).
+// 2^shift e^(z - m) for z <= m, m finite; 0 below the lowest normal result, -inf included; NaN stays NaN. The factor keeps
+// terms above the subnormal range, where adding them up would lose their digits. The rounding error of z - m (Knuth's
+// TwoSum: exact in any order of magnitude) is put back.
 template <class F>
-inline void difference(vec<F> z, vec<F> m, vec<F>& x, vec<F>& low) {
-  x = z - m;
-  const vec<F> back = x - z;
-  low = (z - (x - back)) - (m + back);
-}
-
-// e^(x + low) 2^shift for x <= 0, and 0 below the lowest normal result (-inf included); NaN stays NaN. The factor keeps
-// every term above the subnormal range, where adding up terms would lose their digits.
-template <class F>
-inline vec<F> exp_scaled(vec<F> x, vec<F> low) {
+LASTLAYER_INLINE inline vec<F> term(vec<F> z, vec<F> m) {
   using S = Simd<F>;
   using T = ExpTable<F>;
-  // Adding 1.5 * 2^mantissa rounds to an integer and leaves it, biased, in the low bits: shifted, they are 2^k.
-  const F magic = F(1.5) * static_cast<F>(int64_t{1} << S::mantissa);
+  // Adding 1.5 * 2^mantissa rounds to an integer and leaves it, biased, in the low bits: shifted, they are a power of 2.
+  constexpr F magic = F(1.5) * static_cast<F>(int64_t{1} << S::mantissa) + (S::bias + S::shift);
+  const vec<F> x = z - m, back = x - z, low = (z - (x - back)) - (m + back);
   const mask<F> gone = x < S::lowest;
   const vec<F> t = x * T::log2e + magic;
   const vec<F> k = t - magic;
   const vec<F> r = ((x - k * T::ln2_high) - k * T::ln2_low) + low;
-  const mask<F> exponent = (mask<F>(t) + (S::bias + S::shift)) << S::mantissa;
+  const vec<F> power = vec<F>(mask<F>(t) << S::mantissa);
   vec<F> q = r * T::q[0] + T::q[1];
   for (unsigned i = 2; i < sizeof(T::q) / sizeof(F); ++i) q = q * r + T::q[i];
-  const vec<F> e = (r + r * r * q + F(1)) * vec<F>(exponent);
+  const vec<F> e = (r + r * r * q) * power + power;
   return gone ? vec<F>{} : e;
+}
+
+// m, or 0 where it is not finite: what `term` can be measured from.
+template <class F>
+LASTLAYER_INLINE inline vec<F> finite_or_0(vec<F> m) {
+  const vec<F> zero{};
+  return m - m == zero ? m : zero;
+}
+
+// log(1 + x) for x >= 0, in doubles; NaN stays NaN. 1 + x = 2^k f with f in [sqrt(1/2), sqrt(2)); what rounding 1 + x
+// lost is put back.
+LASTLAYER_INLINE inline vec<double> log1p(vec<double> x) {
+  using T = ExpTable<double>;
+  constexpr double p[] = {0.14616585424888622, 0.153317106182107716, 0.18182889455674946, 0.22222211130259877,
+                          0.285714286260032687, 0.399999999998994432, 0.666666666666666969};
+  constexpr int64_t root = 0x3fe6a09e667f3bcd, one = 0x3ff0000000000000;  // sqrt(1/2), 1
+  const vec<double> u = 1.0 + x;
+  const mask<double> exponent = (mask<double>(u) - root) >> 52, power = exponent << 52;
+  const vec<double> f = vec<double>(mask<double>(u) - power), g = f - 1.0, k = __builtin_convertvector(exponent, vec<double>);
+  const vec<double> s = g / (2.0 + g), t = s * s;
+  vec<double> q = t * p[0] + p[1];
+  for (unsigned i = 2; i < sizeof p / sizeof *p; ++i) q = q * t + p[i];
+  // What is lost is below an ulp of u. 1/f = 1 - g + g^2 - ... is exact where it matters, at g = 0.
+  const vec<double> lost = (x - (u - 1.0)) * ((1.0 - g * (1.0 - g)) * vec<double>(one - power));
+  const vec<double> low = k * T::ln2_low + (lost - s * (g - t * q));
+  return k * T::ln2_high + (g + low);
 }

@@ -12,10 +12,12 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "rows.h"
@@ -58,26 +60,34 @@ void use(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not supported by this processor or build");
 }
 
-// Threads live for one call: no pool that could spin against another library's, nothing to lose in a forked child.
-// Below `grain` elements per thread starting one costs more than it saves.
+// Calls f(begin, end) for parts of [0, items) whose ends are multiples of `unit`. Threads live for one call: no pool that
+// could spin against another library's, nothing to lose in a forked child. Below `grain` elements per thread starting one
+// costs more than it saves.
 template <class Function>
-void parallel_rows(int64_t rows, int64_t classes, int threads, const Function& f) {
+void parallel(int64_t items, int64_t unit, int64_t elements_each, int threads, const Function& f) {
   constexpr int64_t grain = 1 << 17;
-  const int64_t wanted = std::min<int64_t>({threads, rows, rows * classes / grain});
-  if (wanted <= 1) return f(0, rows);
+  const int64_t units = (items + unit - 1) / unit;
+  const int64_t wanted = std::min<int64_t>({threads, units, items * elements_each / grain});
+  if (wanted <= 1) return f(0, items);
+  const auto edge = [&](int64_t t) { return std::min(units * t / wanted * unit, items); };
   std::vector<std::thread> others;
-  int64_t begin = rows / wanted;
   for (int64_t t = 1; t < wanted; ++t) {
-    const int64_t end = rows * (t + 1) / wanted;
     try {
-      others.emplace_back(f, begin, end);
+      others.emplace_back(f, edge(t), edge(t + 1));
     } catch (const std::system_error&) {  // no more threads to be had: do it here
-      f(begin, end);
+      f(edge(t), edge(t + 1));
     }
-    begin = end;
   }
-  f(0, rows / wanted);
+  f(0, edge(1));
   for (std::thread& other : others) other.join();
+}
+
+int64_t largest_cache() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return int64_t{32} << 20;
 }
 
 // Asks for huge pages behind memory that is about to be written for the first time: touching 4 KB pages one by one costs
@@ -105,29 +115,121 @@ using WeightArgs = std::tuple<uintptr_t, int64_t>;  // address (0: none), row st
 
 Weights weights(const WeightArgs& a) { return {at<const void>(std::get<0>(a)), std::get<1>(a)}; }
 
+int64_t size_of(DType type) {
+  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
+}
+
+// `out` with address 0: nothing is written.
+Output output(DType type, const Tile& z, const TileArgs& args) {
+  static const int64_t cache = largest_cache();
+  const Tile out = tile(args);
+  const bool past_cache = out.data && out.data != z.data && out.rows * out.classes * size_of(type) >= cache;
+  return {out, 0, out.classes, past_cache};
+}
+
+// Room for the states of some rows; moment and the weights' sums only where they are asked for.
+struct Room {
+  std::vector<double> values;
+  States states;
+
+  Room(int64_t rows, bool moment, bool weighted) : values((2 + moment + 2 * weighted) * rows) {
+    double* field = values.data();
+    const auto next = [&](bool wanted) { return wanted ? std::exchange(field, field + rows) : nullptr; };
+    states = {next(true), next(true), next(moment), next(weighted), next(weighted)};
+  }
+};
+
+// Long rows, fewer than would keep all threads busy: their segments are folded side by side, and joined as `fold` itself
+// joins them. Else nothing is done, and the kernels fold rows while they are at it.
+class LongRows {
+  const Rows& rows;
+  int threads;
+
+  States skip(const States& s, int64_t n) const {
+    const auto after = [n](double* field) { return field ? field + n : nullptr; };
+    return {s.max + n, s.rest + n, after(s.moment), after(s.spread), after(s.mass)};
+  }
+
+ public:
+  const int64_t parts;
+  const bool split;
+
+  LongRows(const Rows& rows, int threads)
+      : rows(rows), threads(threads), parts(segments(rows.z.classes)), split(parts > 1 && threads > 1 && rows.z.rows < 4 * threads) {}
+
+  // f(row, first class, one past the last class) for each segment.
+  template <class Function>
+  void each(const Function& f) const {
+    const int64_t classes = rows.z.classes;
+    parallel(rows.z.rows * parts, 1, segment, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t part = item % parts;
+        f(item / parts, part * segment, part + 1 < parts ? (part + 1) * segment : classes);
+      }
+    });
+  }
+
+  void fold(const States& out) const {
+    const Room room(rows.z.rows * parts, out.moment, rows.weight.data);
+    const int64_t size = size_of(rows.type), weight_size = rows.type == DType::float64 ? 8 : 4;
+    each([&](int64_t row, int64_t from, int64_t to) {
+      Rows part = rows;
+      part.z.data = static_cast<char*>(rows.z.data) + (row * rows.z.row_stride + from * rows.z.class_stride) * size;
+      part.z.rows = 1;
+      part.z.classes = to - from;
+      if (part.weight.data)
+        part.weight.data = static_cast<const char*>(rows.weight.data) + (row * rows.weight.row_stride + from) * weight_size;
+      part.state = skip(room.states, row * parts + from / segment);
+      active->fold(part, 0, 1);
+    });
+    for (int64_t row = 0; row < rows.z.rows; ++row) active->merge(room.states, parts, out, row);
+  }
+};
+
+// Folds first where long rows must be shared out: f(rows, whether they were) does the rest.
+template <class Function>
+void with_states(Rows rows, bool moment, int threads, const Function& f) {
+  const LongRows split(rows, threads);
+  if (!split.split) return f(rows, split);
+  Room room(rows.z.rows, moment, rows.weight.data);
+  States& s = rows.state;
+  const States own = room.states;
+  s = {s.max ? s.max : own.max, s.rest ? s.rest : own.rest, s.moment ? s.moment : own.moment,
+       s.spread ? s.spread : own.spread, s.mass ? s.mass : own.mass};
+  split.fold(s);
+  rows.folded = true;
+  f(rows, split);
+}
+
+Rows rows_of(int dtype, const TileArgs& z, const WeightArgs& weight, uintptr_t target, int64_t ignored = -1) {
+  return {static_cast<DType>(dtype), tile(z), weights(weight), at<const int64_t>(target), ignored, {}, false};
+}
+
 // `state` is one block of 5 x rows doubles: max, rest, moment, spread, mass.
-void fold(int dtype, const TileArgs& z_args, const WeightArgs& weight, uintptr_t state, bool moment, int threads) {
+void fold(int dtype, const TileArgs& z, const WeightArgs& weight, uintptr_t state, bool moment, int threads) {
   nb::gil_scoped_release release;
-  const Tile z = tile(z_args);
+  Rows rows = rows_of(dtype, z, weight, 0);
+  const int64_t n = rows.z.rows;
   double* s = at<double>(state);
-  const int64_t n = z.rows;
-  const States out{s, s + n, moment ? s + 2 * n : nullptr, s + 3 * n, s + 4 * n};
-  parallel_rows(n, z.classes, threads, [&](int64_t begin, int64_t end) {
-    active->fold(static_cast<DType>(dtype), z, weights(weight), out, begin, end);
-  });
+  const bool weighted = rows.weight.data;
+  rows.state = {s, s + n, moment ? s + 2 * n : nullptr, weighted ? s + 3 * n : nullptr, weighted ? s + 4 * n : nullptr};
+  const LongRows split(rows, threads);
+  if (split.split) return split.fold(rows.state);
+  parallel(n, 1, rows.z.classes, threads, [&](int64_t begin, int64_t end) { active->fold(rows, begin, end); });
 }
 
 // `state` is one block of 3 x rows doubles: max, rest, mass; `out` one of 4 x rows: logsumexp, logprob, entropy, cross.
-void statistics(int dtype, const TileArgs& z_args, const WeightArgs& weight, uintptr_t target, uintptr_t state_at,
+void statistics(int dtype, const TileArgs& z, const WeightArgs& weight, uintptr_t target, uintptr_t state_at,
                 uintptr_t out_at, bool entropy, int threads) {
   nb::gil_scoped_release release;
-  const Tile z = tile(z_args);
-  const int64_t n = z.rows;
+  Rows rows = rows_of(dtype, z, weight, target);
+  const int64_t n = rows.z.rows;
   double *s = at<double>(state_at), *o = at<double>(out_at);
-  const States state{s, s + n, nullptr, nullptr, s + 2 * n};
-  const Statistics out{o, o + n, entropy ? o + 2 * n : nullptr, std::get<0>(weight) ? o + 3 * n : nullptr};
-  parallel_rows(n, z.classes, threads, [&](int64_t begin, int64_t end) {
-    active->statistics(static_cast<DType>(dtype), z, weights(weight), at<const int64_t>(target), state, out, begin, end);
+  rows.state = {s, s + n, nullptr, nullptr, rows.weight.data ? s + 2 * n : nullptr};
+  const Statistics out{o, target ? o + n : nullptr, entropy ? o + 2 * n : nullptr, rows.weight.data ? o + 3 * n : nullptr};
+  with_states(rows, entropy, threads, [&](const Rows& rows, const LongRows&) {
+    parallel(n, 1, rows.folded ? 1 : rows.z.classes, threads,
+             [&](int64_t begin, int64_t end) { active->statistics(rows, out, begin, end); });
   });
 }
 
@@ -135,21 +237,90 @@ void statistics(int dtype, const TileArgs& z_args, const WeightArgs& weight, uin
 void gradient(int dtype, const TileArgs& z, const TileArgs& out, uintptr_t max, uintptr_t rest, uintptr_t numbers,
               uintptr_t target, int64_t first_class, const WeightArgs& weight, double inverse_softcap, int threads) {
   nb::gil_scoped_release release;
+  Rows rows = rows_of(dtype, z, weight, target);
+  rows.state = {at<double>(max), at<double>(rest), nullptr, nullptr, nullptr};
+  rows.folded = true;
   const double* c = at<const double>(numbers);
-  const int64_t n = std::get<1>(z);
-  const GradientCall call{tile(z), tile(out), at<const double>(max), at<const double>(rest), {c, c + n, c + 2 * n, c + 3 * n},
-                          at<const int64_t>(target), first_class, weights(weight), inverse_softcap};
-  parallel_rows(n, call.z.classes, threads, [&](int64_t begin, int64_t end) {
-    active->gradient(static_cast<DType>(dtype), call, begin, end);
+  const int64_t n = rows.z.rows;
+  const GradientCall call{rows, output(rows.type, rows.z, out), {c, c + n, c + 2 * n, c + 3 * n}, first_class, inverse_softcap};
+  const LongRows split(rows, threads);
+  if (!split.split)
+    return parallel(n, 1, rows.z.classes, threads, [&](int64_t begin, int64_t end) { active->gradient(call, begin, end); });
+  split.each([&](int64_t row, int64_t from, int64_t to) {
+    GradientCall part = call;
+    part.out.from = from, part.out.to = to;
+    active->gradient(part, row, row + 1);
   });
 }
 
-void softmax(int dtype, const TileArgs& z_args, const TileArgs& out_args, bool log, int threads) {
+using FactorArgs = std::tuple<double, uintptr_t>;  // scale, address of a number per row (0: none)
+
+Factor factor(const FactorArgs& a) { return {std::get<0>(a), at<const double>(std::get<1>(a))}; }
+
+// Returns the sum of the rows' losses, added up in an order that the number of threads does not change; `losses` (0:
+// none) receives them one by one, `out` (address 0: none) the gradient.
+double loss(int dtype, const TileArgs& z, const TileArgs& out, const WeightArgs& weight, uintptr_t target, int64_t ignored,
+            const FactorArgs& nll, const FactorArgs& cross, const FactorArgs& square, double scale, double inverse_softcap,
+            uintptr_t losses, int threads) {
   nb::gil_scoped_release release;
-  const Tile z = tile(z_args), out = tile(out_args);
-  parallel_rows(z.rows, z.classes, threads, [&](int64_t begin, int64_t end) {
-    active->softmax(static_cast<DType>(dtype), z, out, log, begin, end);
+  const Rows given = rows_of(dtype, z, weight, target, ignored);
+  const int64_t n = given.z.rows;
+  const int64_t batch = given.z.classes > grouped ? 1 : std::max<int64_t>(64, (int64_t{1} << 16) / given.z.classes / 64 * 64);
+  std::vector<double> subtotals((n + batch - 1) / batch);
+  with_states(given, false, threads, [&](const Rows& rows, const LongRows& split) {
+    LossCall call{rows, output(rows.type, rows.z, out), factor(nll), factor(cross), factor(square), scale,
+                  inverse_softcap, at<double>(losses), subtotals.data(), batch};
+    const Output written = call.out;
+    if (split.split) call.out.tile.data = nullptr;
+    parallel(n, batch, rows.z.classes, threads, [&](int64_t begin, int64_t end) { active->loss(call, begin, end); });
+    if (!split.split || !written.tile.data) return;
+    call.losses = call.subtotals = nullptr;
+    split.each([&](int64_t row, int64_t from, int64_t to) {
+      LossCall part = call;
+      part.out = written;
+      part.out.from = from, part.out.to = to;
+      active->loss(part, row, row + 1);
+    });
   });
+  double total = 0;
+  for (const double subtotal : subtotals) total += subtotal;
+  return total;
+}
+
+void softmax(int dtype, const TileArgs& z, const TileArgs& out_args, bool log, int threads) {
+  nb::gil_scoped_release release;
+  with_states(rows_of(dtype, z, {0, 0}, 0), false, threads, [&](const Rows& rows, const LongRows& split) {
+    const Output out = output(rows.type, rows.z, out_args);
+    if (!split.split)
+      return parallel(rows.z.rows, 1, rows.z.classes, threads,
+                      [&](int64_t begin, int64_t end) { active->softmax(rows, out, log, begin, end); });
+    split.each([&](int64_t row, int64_t from, int64_t to) {
+      Output part = out;
+      part.from = from, part.to = to;
+      active->softmax(rows, part, log, row, row + 1);
+    });
+  });
+}
+
+// The first row whose target is neither a class nor ignored (-1: none), and how many are ignored.
+std::tuple<int64_t, int64_t> check_targets(uintptr_t target, int64_t rows, int64_t classes, int64_t ignored) {
+  nb::gil_scoped_release release;
+  const int64_t* y = at<const int64_t>(target);
+  constexpr int64_t block = 4096;
+  int64_t skipped = 0;
+  for (int64_t from = 0; from < rows; from += block) {
+    const int64_t to = std::min(rows, from + block);
+    int64_t bad = 0;
+    for (int64_t i = from; i < to; ++i) {
+      const bool skip = y[i] == ignored;
+      skipped += skip;
+      bad += static_cast<uint64_t>(y[i]) >= static_cast<uint64_t>(classes) && !skip;
+    }
+    if (!bad) continue;
+    for (int64_t i = from;; ++i)
+      if (y[i] != ignored && static_cast<uint64_t>(y[i]) >= static_cast<uint64_t>(classes)) return {i, skipped};
+  }
+  return {-1, skipped};
 }
 
 }  // namespace
@@ -161,10 +332,13 @@ NB_MODULE(_native, m) {
   m.def("instruction_set", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("use_instruction_set", &use, "name"_a, "Use another of instruction_sets().");
   m.def("reserve", &reserve, "address"_a, "bytes"_a, "Ask for huge pages behind memory that is not yet touched.");
+  m.def("check_targets", &check_targets, "target"_a, "rows"_a, "classes"_a, "ignored"_a);
   m.def("fold", &fold, "dtype"_a, "z"_a, "weight"_a, "state"_a, "moment"_a, "threads"_a);
   m.def("statistics", &statistics, "dtype"_a, "z"_a, "weight"_a, "target"_a, "state"_a, "out"_a, "entropy"_a,
         "threads"_a);
   m.def("gradient", &gradient, "dtype"_a, "z"_a, "out"_a, "max"_a, "rest"_a, "numbers"_a, "target"_a, "first_class"_a,
         "weight"_a, "inverse_softcap"_a, "threads"_a);
+  m.def("loss", &loss, "dtype"_a, "z"_a, "out"_a, "weight"_a, "target"_a, "ignored"_a, "nll"_a, "cross"_a, "square"_a,
+        "scale"_a, "inverse_softcap"_a, "losses"_a, "threads"_a);
   m.def("softmax", &softmax, "dtype"_a, "z"_a, "out"_a, "log"_a, "threads"_a);
 }

@@ -19,7 +19,7 @@ struct Weights {
   int64_t row_stride;
 };
 
-// One double per row and field; moment, spread and mass are null where nobody asks for them.
+// One double per row and field; null where nobody asks for it.
 struct States {
   double *max, *rest, *moment, *spread, *mass;
 };
@@ -29,30 +29,76 @@ struct Statistics {
   double *logsumexp, *logprob, *entropy, *cross;
 };
 
+// A number per row: scale times the row's entry of `rows`, or scale alone where there are none.
+struct Factor {
+  double scale;
+  const double* rows;
+
+  bool none() const { return scale == 0; }
+  double at(int64_t i) const { return rows ? scale * rows[i] : scale; }
+};
+
 struct Coefficients {
   const double *alpha, *beta, *gamma, *delta;
 };
 
-struct GradientCall {
-  Tile z, out;  // the same memory, or disjoint
-  const double *max, *rest;
-  Coefficients numbers;
-  const int64_t* target;  // null: no gamma
-  int64_t first_class;
+// What every kernel reads. Where the states are `folded` they are read, else made, and kept where `state` has room.
+struct Rows {
+  DType type;
+  Tile z;
   Weights weight;
+  const int64_t* target;  // null: none
+  int64_t ignored;        // a target whose row counts as absent
+  States state;
+  bool folded;
+};
+
+// Where rows are written: the classes [from, to) of them. The same memory as the logits, or disjoint.
+struct Output {
+  Tile tile;  // data null: nothing is written
+  int64_t from, to;
+  bool past_cache;  // too large to be read again from a cache: stores go around it
+};
+
+struct GradientCall {
+  Rows rows;  // folded
+  Output out;
+  Coefficients numbers;
+  int64_t first_class;
   double inverse_softcap;  // 0: none
+};
+
+// loss = nll (-log p_y) + cross sum_j u_j (-log p_j) + square lse^2 of each row; with `out`, its gradient by the logits,
+// times `scale`. The tile holds all classes.
+struct LossCall {
+  Rows rows;
+  Output out;
+  Factor nll, cross, square;
+  double scale, inverse_softcap;
+  double* losses;    // null, or one per row
+  double* subtotals;  // null, or one per `batch` rows: the sum of their losses
+  int64_t batch;
 };
 
 // Each works on the rows [begin, end), so that threads take disjoint ranges and a row never depends on its neighbours.
 struct Kernels {
   const char* name;
-  void (*fold)(DType, const Tile& z, const Weights&, const States&, int64_t begin, int64_t end);
-  // fold, then finish; target null: no logprob.
-  void (*statistics)(DType, const Tile& z, const Weights&, const int64_t* target, const States&, const Statistics&,
-                     int64_t begin, int64_t end);
-  void (*gradient)(DType, const GradientCall&, int64_t begin, int64_t end);
-  void (*softmax)(DType, const Tile& z, const Tile& out, bool log, int64_t begin, int64_t end);
+  void (*fold)(const Rows&, int64_t begin, int64_t end);
+  // Joins `parts` states, of consecutive classes, that lie side by side: what `fold` itself does with a long row.
+  void (*merge)(const States& parts, int64_t count, const States& out, int64_t row);
+  void (*statistics)(const Rows&, const Statistics&, int64_t begin, int64_t end);
+  void (*gradient)(const GradientCall&, int64_t begin, int64_t end);
+  void (*loss)(const LossCall&, int64_t begin, int64_t end);
+  void (*softmax)(const Rows&, const Output&, bool log, int64_t begin, int64_t end);
 };
+
+// Rows of up to so many classes are finished together, up to 16 of them: a cache holds them until they are written.
+constexpr int64_t grouped = 2048;
+
+// A long row is folded in segments of so many classes, which may be shared out among threads; the last takes the rest.
+constexpr int64_t segment = int64_t{1} << 16;
+
+inline int64_t segments(int64_t classes) { return classes < 2 * segment ? 1 : classes / segment; }
 
 extern const Kernels rows_baseline, rows_avx2, rows_avx512;
 

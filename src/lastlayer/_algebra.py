@@ -55,6 +55,14 @@ class Coefficients(NamedTuple):
     delta: Array
 
 
+class Terms(NamedTuple):
+    """The three factors of ``loss``: one number, or one per row; None is 0."""
+
+    nll: Array | float | None
+    cross: Array | float | None
+    square: Array | float | None
+
+
 IDENTITY = State(-math.inf, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -166,6 +174,37 @@ def coefficients(statistics: Statistics, mass: Array, cotangents: Statistics) ->
     return Coefficients(lse - logprob - mixed + cross * mass, -entropy, logprob, -cross)
 
 
+def loss(statistics: Statistics, terms: Terms) -> Array:
+    """Return nll (-log p_y) + cross sum_j u_j (-log p_j) + square lse^2; a factor 0 silences its term, infinite or not.
+
+    Cross-entropy with class weights, label smoothing, class probabilities and z-loss, per-token weights and reductions
+    are all in the three factors.
+    """
+    nll = None if terms.nll is None else -statistics.logprob
+    square = None if terms.square is None else statistics.logsumexp**2
+    total = namespace(statistics.logsumexp).zeros_like(statistics.logsumexp)
+    for factor, value in zip(terms, (nll, statistics.cross, square), strict=True):
+        if factor is not None:
+            total = total + times(factor, value)
+    return total
+
+
+def times(factor: Array | float, value: Array) -> Array:
+    """Return factor * value, where 0 * inf and 0 * NaN are 0: what has no weight does not count."""
+    if isinstance(factor, float):
+        return factor * value if factor != 0 else namespace(value).zeros_like(value)
+    return factor * namespace(value).where(factor != 0, value, 0.0)
+
+
+def numbers_of(statistics: Statistics, mass: Array, terms: Terms, upstream: Array | float = 1.0) -> Coefficients:
+    """Return the four numbers per row of ``loss``, times the incoming gradient."""
+    ones = namespace(mass).ones_like(mass)
+    nll, cross, square = (None if factor is None else factor * upstream * ones for factor in terms)
+    lse = None if square is None else 2 * square * statistics.logsumexp
+    cotangents = Statistics(lse, None if nll is None else -nll, None, cross)
+    return coefficients(Statistics(statistics.logsumexp, None, None, None), mass, cotangents)
+
+
 def gradient(
     z: Array,
     state: State,
@@ -177,7 +216,7 @@ def gradient(
 ) -> Array:
     """Return dz for a tile of logits whose first column is class ``first_class``.
 
-    At the row's maximum p = 1 - q with q = rest / (1 + rest), which keeps the digits of a gradient that nearly cancels.
+    At a maximum with p > 1/2, p = 1 - q with q = rest / (1 + rest) keeps the digits of a gradient that nearly cancels.
     A row whose four numbers are all 0 has the gradient 0, whatever its logits. With ``softcap`` c the tile holds
     z = c tanh(r / c) and the gradient returned is that of r: one factor 1 - (z/c)^2.
     """
@@ -190,7 +229,8 @@ def gradient(
     base = xp.zeros_like(slope) if weight is None else delta * weight
     if target is not None:
         base = base + xp.where(classes(z) + first_class == target[..., None], gamma, 0.0)
-    dz = xp.where(z == m, (slope + base) - rest / (1 + rest) * slope, share * slope + base)
+    confident = (z == m) & (rest < 1)
+    dz = xp.where(confident, (slope + base) - rest / (1 + rest) * slope, share * slope + base)
     dz = xp.where(xp.isfinite(m) & xp.isfinite(rest), dz, math.nan)
     if softcap is not None:
         dz = dz * (1 - (z / softcap) ** 2)

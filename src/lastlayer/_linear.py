@@ -12,16 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lastlayer import _validate
-from lastlayer._algebra import Array, Coefficients, State, Statistics, coefficients, finish, namespace
+from lastlayer._algebra import Array, State, Statistics, Terms, finish, loss, numbers_of
 from lastlayer._stream import Gradients, Stream
-
-
-class Terms(NamedTuple):
-    """The three factors per row, float64 (N,); None is 0."""
-
-    nll: Array | None
-    cross: Array | None
-    square: Array | None
 
 
 class Saved(NamedTuple):
@@ -46,39 +38,24 @@ def check_options(
     _validate.read_integer("memory_budget", memory_budget)
 
 
-def loss_rows(statistics: Statistics, terms: Terms) -> Array:
-    """Return the loss of each row; a factor 0 silences its term, infinite or not."""
-    xp = namespace(statistics.logprob)
-    total = xp.zeros_like(statistics.logprob)
-    for factor, value in zip(terms, (-statistics.logprob, statistics.cross, statistics.logsumexp**2), strict=True):
-        if factor is not None:
-            total = total + factor * xp.where(factor != 0, value, 0.0)
-    return total
-
-
-def numbers_of(terms: Terms, logsumexp: Array, mass: Array, upstream: Array | float) -> Coefficients:
-    """Return the four numbers per row of ``loss_rows``, times the incoming gradient."""
-    nll, cross, square = (None if factor is None else factor * upstream for factor in terms)
-    lse = None if square is None else 2 * square * logsumexp
-    cotangents = Statistics(lse, None if nll is None else -nll, None, cross)
-    return coefficients(Statistics(logsumexp, None, None, None), mass, cotangents)
-
-
 def slice_terms(terms: Terms, rows: slice) -> Terms:
     """Return the terms of a chunk."""
-    return Terms(*(None if factor is None else factor[rows] for factor in terms))
+    return Terms(*(factor if factor is None or isinstance(factor, float) else factor[rows] for factor in terms))
 
 
 def value_and_gradients(stream: Stream, terms: Terms, into: Gradients | None) -> Array:
     """Gradient in the forward: return the losses (N,) and fill ``into`` with the gradient of their sum."""
     losses = stream.products.double(stream.rows)
     for rows in stream.chunks():
-        state, z_y, z = stream.fold(rows)
-        statistics, some = finish(state, z_y), slice_terms(terms, rows)
-        losses[rows] = loss_rows(statistics, some)
+        some = slice_terms(terms, rows)
+        if stream.whole_rows:
+            stream.visit(rows, some, losses[rows], into)
+            continue
+        state, z_y = stream.fold(rows)
+        statistics = finish(state, z_y)
+        losses[rows] = loss(statistics, some)
         if into is not None:
-            numbers = numbers_of(some, statistics.logsumexp, state.mass, 1.0)
-            stream.push(rows, z, state, numbers, into, rows.start == 0)
+            stream.push(rows, state, numbers_of(statistics, state.mass, some), into)
     return losses
 
 
@@ -87,9 +64,9 @@ def value_and_saved(stream: Stream, terms: Terms) -> tuple[Array, Saved]:
     losses = stream.products.double(stream.rows)
     saved = Saved(*(stream.products.double(stream.rows) for _ in Saved._fields))
     for rows in stream.chunks():
-        state, z_y, _ = stream.fold(rows)
+        state, z_y = stream.fold(rows)
         statistics = finish(state, z_y)
-        losses[rows] = loss_rows(statistics, slice_terms(terms, rows))
+        losses[rows] = loss(statistics, slice_terms(terms, rows))
         kept = Saved(state.max, state.rest, state.mass, statistics.logsumexp)
         for field, value in zip(saved, kept, strict=True):
             field[rows] = value
@@ -100,9 +77,9 @@ def gradients_of(stream: Stream, terms: Terms, saved: Saved, upstream: Array, in
     """Backward of the recompute schedule: fill ``into`` with the gradient of sum(upstream * losses)."""
     for rows in stream.chunks():
         kept = Saved(*(field[rows] for field in saved))
-        numbers = numbers_of(slice_terms(terms, rows), kept.logsumexp, kept.mass, upstream[rows])
-        state = State(kept.max, kept.rest, None, None, kept.mass)
-        stream.push(rows, None, state, numbers, into, rows.start == 0)
+        found = Statistics(kept.logsumexp, None, None, None)
+        numbers = numbers_of(found, kept.mass, slice_terms(terms, rows), upstream[rows])
+        stream.push(rows, State(kept.max, kept.rest, None, None, kept.mass), numbers, into)
 
 
 def allocate(stream: Stream, wanted: tuple[bool, bool, bool], like_input: Callable[[], Array]) -> Gradients:

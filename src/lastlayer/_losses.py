@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lastlayer import _algebra, _backends
-from lastlayer._algebra import State
+from lastlayer._algebra import State, Terms
 from lastlayer._arrays import (
     FLOATS,
     Array,
@@ -29,7 +29,6 @@ from lastlayer._arrays import (
     tile,
     unmasked,
 )
-from lastlayer._linear import Terms, loss_rows, numbers_of
 from lastlayer._validate import (
     check_label_smoothing,
     check_reduction,
@@ -47,18 +46,31 @@ class Loss:
     """What every loss has; ``total`` is what the mean divides by, ``type`` that of the result."""
 
     input: Array
-    losses: NDArray[np.float64]
     total: float
     reduction: str
     type: np.dtype[Any]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the losses."""
+        raise NotImplementedError
+
+    def each(self) -> NDArray[np.float64]:
+        """Return the losses."""
+        raise NotImplementedError
+
+    def sum(self) -> Any:
+        """Return the sum of the losses."""
+        return np.sum(self.each())
+
+    def reduced(self, total: Any) -> Any:
+        """Return the sum of the losses, or their mean."""
+        return total if self.reduction == "sum" else total / np.float64(self.total)
+
     @np.errstate(all="ignore")
     def exact_value(self) -> Any:
         """Return the reduced losses in float64."""
-        if self.reduction == "none":
-            return self.losses
-        total = np.sum(self.losses)
-        return total if self.reduction == "sum" else total / np.float64(self.total)
+        return self.each() if self.reduction == "none" else self.reduced(self.sum())
 
     def value(self) -> Any:
         """Return the reduced losses, rounded once."""
@@ -69,23 +81,39 @@ class Loss:
         return self.value(), self.pull_back(self.slopes(cotangent))
 
     @np.errstate(all="ignore")
-    def slopes(self, cotangent: ArrayLike | None) -> NDArray[np.float64]:
-        """Return the derivative of the value by each loss."""
+    def slopes(self, cotangent: ArrayLike | None) -> Any:
+        """Return the derivative of the value by each loss: one number, or an array of them."""
         if cotangent is None:
-            return np.full(self.losses.shape, 1 / np.float64(self.total) if "mean" in self.reduction else 1.0)
+            return 1 / np.float64(self.total) if "mean" in self.reduction else np.float64(1)
         if self.reduction != "none":
             raise ValueError(f"cotangent is for reduction = 'none', not {self.reduction!r}: multiply the gradient")
         c = real("cotangent", cotangent)
-        check_shape("cotangent", c, self.losses.shape, ", the shape of the losses")
+        check_shape("cotangent", c, self.shape, ", the shape of the losses")
         return c.astype(np.float64)
 
-    def pull_back(self, slopes: Array) -> Array:
+    def pull_back(self, slopes: Any) -> Array:
         """Return the gradient of sum(slopes * losses)."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class NegativeLogLikelihood(Loss):
+class Elementwise(Loss):
+    """A loss whose terms are there."""
+
+    losses: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the losses."""
+        return self.losses.shape
+
+    def each(self) -> NDArray[np.float64]:
+        """Return the losses."""
+        return self.losses
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood(Elementwise):
     """loss_i = share_i (-input[i, y_i]) with share_i = w_y, 0 in rows that do not count."""
 
     axes: tuple[int, ...]
@@ -103,29 +131,75 @@ class NegativeLogLikelihood(Loss):
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """loss_i = nll_i (-log p_y) + cross_i sum_j u_j (-log p_j); nll and cross are the ``terms``."""
+    """loss_i = nll_i (-log p_y) + cross_i sum_j u_j (-log p_j), 0 in ignored rows; one visit of the rows gives all."""
 
     axes: tuple[int, ...]
     target: NDArray[np.int64] | None
+    ignored: int
     weight: Array | None
     terms: Terms
-    state: State
 
-    @np.errstate(all="ignore")
-    def pull_back(self, slopes: Array) -> Array:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the losses."""
+        return row_shape(self.input.shape, self.axes)
+
+    def each(self) -> NDArray[np.float64]:
+        """Return the losses."""
+        losses = np.empty(self.shape)
+        self._visit(losses=losses.reshape(-1))
+        return losses
+
+    def sum(self) -> Any:
+        """Return the sum of the losses."""
+        return np.float64(self._visit())
+
+    def value_and_grad(self, cotangent: ArrayLike | None) -> tuple[Any, Array]:
+        """Return the value, and the gradient in the type of the input."""
+        if self.reduction == "none" or not self.input.size:
+            return super().value_and_grad(cotangent)
+        slope = self.slopes(cotangent) if self.total else 0.0  # a mean over no rows is NaN, its gradient 0
+        gradient = np.empty_like(self.input)
+        with np.errstate(all="ignore"):
+            value = round_to(self.reduced(np.float64(self._visit(gradient, scale=float(slope)))), self.type)
+        return value, gradient
+
+    def pull_back(self, slopes: Any) -> Array:
         """Return c (p_j sum_k u_k - u_j), by the four numbers per row."""
         gradient = np.empty_like(self.input)
-        if not gradient.size:
-            return gradient
-        rows, out = tile(self.input, self.axes), tile(gradient, self.axes)
-        terms = Terms(*(None if factor is None else times(factor, slopes.reshape(-1)) for factor in self.terms))
-        numbers = numbers_of(terms, np.zeros_like(self.state.max), self.state.mass, 1.0)
-        _backends.choose(rows).gradient(rows, self.state, numbers, self.target, self.weight, out=out)
-        return fill(gradient, self.axes, out)
+        if gradient.size:
+            rows, c = len(tile(gradient, self.axes)), np.asarray(slopes).reshape(-1)
+            scaled = (
+                None if f is None else np.ascontiguousarray(np.broadcast_to(times(f, c), rows)) for f in self.terms
+            )
+            self._visit(gradient, terms=Terms(*scaled))
+        return gradient
+
+    def _visit(
+        self,
+        gradient: Array | None = None,
+        terms: Terms | None = None,
+        losses: Array | None = None,
+        scale: float = 1.0,
+    ) -> float:
+        rows = tile(self.input, self.axes)
+        if not rows.size:
+            value = 0.0 if self.target is not None or not len(rows) else np.nan  # of no classes no target is one
+            if losses is not None:
+                losses[...] = value
+            return value
+        out = None if gradient is None else tile(gradient, self.axes)
+        visit, terms = _backends.choose(rows).loss, terms or self.terms
+        total: float = visit(
+            rows, terms, self.target, self.weight, ignored=self.ignored, scale=scale, losses=losses, out=out
+        )
+        if gradient is not None and out is not None:
+            fill(gradient, self.axes, out)
+        return total
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy(Loss):
+class BinaryCrossEntropy(Elementwise):
     """loss = yes softplus(-x) + no softplus(x)."""
 
     x: NDArray[np.float64]
@@ -140,7 +214,7 @@ class BinaryCrossEntropy(Loss):
 
 
 @dataclass(frozen=True)
-class Divergence(Loss):
+class Divergence(Elementwise):
     """loss = t (log t - input)."""
 
     t: NDArray[np.float64]
@@ -171,9 +245,8 @@ def read_nll(
     if message is not None:
         raise ValueError(message)
     share = _class_weights(w, y).reshape(keep.shape) * keep
-    return NegativeLogLikelihood(
-        x, times(share, 0.0 - logprob), float(np.sum(share)), reduction, statistics_type(x), axes, y, share
-    )
+    losses = times(share, 0.0 - logprob)
+    return NegativeLogLikelihood(x, float(np.sum(share)), reduction, statistics_type(x), losses, axes, y, share)
 
 
 def read_cross_entropy(
@@ -192,18 +265,22 @@ def read_cross_entropy(
     z = real("input", input)
     axes = class_axis(axis, z.ndim)
     w, t, classes = read_weight(weight, z.shape[axes[0]]), _read_target(target), z.shape[axes[0]]
+    type = statistics_type(z)
     if t.dtype.kind in "iu":
-        y, keep = _read_indices(t, z, axes, ignore_index)
-        counts = keep.reshape(-1).astype(np.float64)
-        share = counts * _class_weights(w, y)
+        y, skipped = _checked_indices(t, z, axes, ignore_index)
         u = (np.ones(classes) if w is None else w) / max(classes, 1) if label_smoothing else None
-        terms = Terms((1 - label_smoothing) * share, label_smoothing * counts if label_smoothing else None, None)
-        return _cross_entropy(z, axes, y, u, terms, float(np.sum(share)), reduction)
+        nll: Any = 1 - label_smoothing
+        total = float(len(y) - skipped)
+        if w is not None:
+            share = _class_weights(w, np.where(y == ignore_index, 0, y)) * (y != ignore_index)
+            nll, total = nll * share, float(np.sum(share))
+        terms = Terms(nll, label_smoothing if label_smoothing else None, None)
+        return CrossEntropy(z, total, reduction, type, axes, y, ignore_index, u, terms)
     u = tile(_read_class_probabilities(t, z, axes, ignore_index), axes)
     if w is not None or label_smoothing:
         factors = np.ones(classes) if w is None else w
         u = (1 - label_smoothing) * factors * u + label_smoothing / max(classes, 1) * factors
-    return _cross_entropy(z, axes, None, u, Terms(None, np.ones(len(u)), None), len(u), reduction)
+    return CrossEntropy(z, len(u), reduction, type, axes, None, -1, u, Terms(None, 1.0, None))
 
 
 def read_binary(
@@ -219,7 +296,7 @@ def read_binary(
     with np.errstate(all="ignore"):
         x, yes, no = given.astype(np.float64), w * positive * y, w * (1 - y)
         losses = times(yes, softplus(-x)) + times(no, softplus(x))
-    return BinaryCrossEntropy(given, losses, given.size, reduction, statistics_type(given), x, yes, no)
+    return BinaryCrossEntropy(given, given.size, reduction, statistics_type(given), losses, x, yes, no)
 
 
 @np.errstate(all="ignore")
@@ -232,7 +309,8 @@ def read_divergence(input: ArrayLike, target: ArrayLike, reduction: str, log_tar
     wide = given.astype(np.float64)
     t, log_t = (np.exp(wide), wide) if log_target else (wide, np.log(wide))
     total = len(x) if reduction == "batchmean" and x.ndim else x.size
-    return Divergence(x, times(t, log_t - x.astype(np.float64)), total, reduction, statistics_type(x, given), t)
+    losses = times(t, log_t - x.astype(np.float64))
+    return Divergence(x, total, reduction, statistics_type(x, given), losses, t)
 
 
 def read_probabilities(name: str, value: ArrayLike, validate: bool = True) -> Array:
@@ -252,7 +330,7 @@ def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
     return State(*_backends.choose(z).fold(z, weight, moment))
 
 
-def times(factor: Array, value: Array) -> Array:
+def times(factor: Array | float, value: Array) -> Array:
     """Return factor * value where a factor of 0 silences any value."""
     with np.errstate(all="ignore"):
         return np.asarray(np.where(factor != 0, factor * value, 0.0))
@@ -310,14 +388,23 @@ def _read_indices(
     target: Array, z: Array, axes: tuple[int], ignore_index: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the class of each row (N,), 0 where it is ignored, and which rows count, in their shape."""
+    y, _ = _checked_indices(target, z, axes, ignore_index)
+    keep = np.asarray(target != ignore_index)
+    return np.where(keep.reshape(-1), y, 0), keep
+
+
+def _checked_indices(target: Array, z: Array, axes: tuple[int], ignore_index: int) -> tuple[NDArray[np.int64], int]:
+    """Return the target of each row (N,), a class or ignored, and how many are ignored."""
     shape, classes = row_shape(z.shape, axes), z.shape[axes[0]]
     if target.dtype.kind not in "iu":
         raise TypeError(f"target has dtype {target.dtype}, expected integers: class indices")
     check_shape("target", target, shape, f", that of input {z.shape} without axis {axes[0]}")
     ignore_index = read_integer("ignore_index", ignore_index)
-    check_target(target, classes, ignore_index)
-    keep = np.asarray(target != ignore_index)
-    return np.where(keep, target, 0).astype(np.int64).reshape(-1), keep
+    y = np.ascontiguousarray(target, dtype=np.int64).reshape(-1)
+    bad, skipped = _backends.choose(z).check_targets(y, classes, ignore_index)
+    if bad >= 0 or target.dtype == np.uint64:
+        check_target(target, classes, ignore_index)
+    return y, skipped
 
 
 def _read_class_probabilities(target: Array, z: Array, axes: tuple[int], ignore_index: int) -> Array:
@@ -342,20 +429,3 @@ def _gather(rows: Array, target: NDArray[np.int64]) -> NDArray[np.float64]:
     if rows.shape[1] == 0:
         return np.zeros(len(rows))
     return np.asarray(rows[np.arange(len(rows)), target].astype(np.float64))
-
-
-@np.errstate(all="ignore")
-def _cross_entropy(
-    z: Array,
-    axes: tuple[int],
-    target: NDArray[np.int64] | None,
-    u: Array | None,
-    terms: Terms,
-    total: float,
-    reduction: str,
-) -> Loss:
-    rows = tile(z, axes)
-    state = fold(rows, u)
-    statistics = _algebra.finish(state, None if target is None else _gather(rows, target))
-    losses = loss_rows(statistics, terms).reshape(row_shape(z.shape, axes))
-    return CrossEntropy(z, losses, total, reduction, statistics_type(z), axes, target, u, terms, state)

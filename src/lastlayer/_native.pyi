@@ -30,4 +30,20 @@ def gradient(
     inverse_softcap: float,
     threads: int,
 ) -> None: ...
+def check_targets(target: int, rows: int, classes: int, ignored: int) -> tuple[int, int]: ...
+def loss(
+    dtype: int | None,
+    z: Tile,
+    out: Tile,
+    weight: tuple[int, int],
+    target: int,
+    ignored: int,
+    nll: tuple[float, int],
+    cross: tuple[float, int],
+    square: tuple[float, int],
+    scale: float,
+    inverse_softcap: float,
+    losses: int,
+    threads: int,
+) -> float: ...
 def softmax(dtype: int | None, z: Tile, out: Tile, log: bool, threads: int) -> None: ...

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from lastlayer import _algebra, _backends
-from lastlayer._algebra import Array, Coefficients, State
+from lastlayer._algebra import Array, Coefficients, State, Terms
 
 DEFAULT_BUDGET = 64 * 2**20
 
@@ -143,6 +143,11 @@ class Stream:
         self.converted = products.empty(2, self.plan.rows, self.features) if self.converts else None
         self.backend = _backends.choose(self.workspace)
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether one tile holds all classes."""
+        return bool(self.plan.classes == self.classes)
+
     def chunks(self) -> Iterator[slice]:
         """Yield the row chunks."""
         return spans(self.rows, self.plan.rows)
@@ -182,8 +187,8 @@ class Stream:
             z *= cap
         return z
 
-    def fold(self, rows: slice, moment: bool = False) -> tuple[State, Array | None, Array]:
-        """Fold one chunk; return its state, the targets' logits (float64) and the last tile of logits."""
+    def fold(self, rows: slice, moment: bool = False) -> tuple[State, Array | None]:
+        """Fold one chunk; return its state and the targets' logits (float64)."""
         h, state, z_y = self.hidden(rows), None, None
         for tile in self.tiles():
             z = self.logits(h, tile)
@@ -192,7 +197,7 @@ class Stream:
             if self.target is not None:
                 z_y = self._pick(z, self.target[rows], tile, z_y)
         assert state is not None
-        return state, z_y, z
+        return state, z_y
 
     def _pick(self, z: Array, target: Array, tile: slice, found: Array | None) -> Array:
         xp = _algebra.namespace(z)
@@ -201,28 +206,37 @@ class Stream:
         found = self.products.double(z.shape[0]) if found is None else found
         return xp.where(inside, z[_algebra.classes(z.T), xp.where(inside, column, 0)], found)
 
-    def push(
-        self, rows: slice, z: Array | None, state: State, numbers: Coefficients, into: Gradients, first: bool
-    ) -> None:
-        """Turn a chunk's four numbers per row into gradients: dh = dz W, dW += dz' h, db += sum dz.
+    def visit(self, rows: slice, terms: Terms, losses: Array, into: Gradients | None) -> None:
+        """Where the workspace holds whole rows: one product, their losses and, by the same kernel, their gradient."""
+        h, tile = self.hidden(rows), slice(0, self.classes)
+        z, target = self.logits(h, tile), None if self.target is None else self.target[rows]
+        self.backend.loss(
+            z, terms, target, self.weights(rows, tile), scale=self.head.scale, softcap=self.head.softcap,
+            losses=losses, out=None if into is None else z,
+        )  # fmt: skip
+        if into is not None:
+            self._push_tile(rows, h, tile, z, into)
 
-        ``z`` is the tile that ``fold`` returned, or None; it is used, and overwritten, if it holds all classes.
-        """
+    def push(self, rows: slice, state: State, numbers: Coefficients, into: Gradients) -> None:
+        """Turn a chunk's four numbers per row into gradients; its tiles of logits are computed (again)."""
         numbers = Coefficients(*(number * self.head.scale for number in numbers))
-        target = None if self.target is None else self.target[rows]
-        h, dh = self.hidden(rows), None
-        if into.input is not None:
-            dh = into.input[rows] if self.converted is None else self.converted[1, : h.shape[0]]
+        target, h = None if self.target is None else self.target[rows], self.hidden(rows)
         for tile in self.tiles():
-            dz = z if z is not None and self.plan.classes == self.classes else self.logits(h, tile)
-            weight = self.weights(rows, tile)
-            self.backend.gradient(dz, state, numbers, target, weight, tile.start, self.head.softcap, out=dz)
-            for part, inside, block in self.blocks(tile):
-                if dh is not None:
-                    self.products.accumulate(dz[:, inside], block, dh, None, part.start == 0)
-                if into.weight is not None:
-                    self.products.accumulate(dz[:, inside].T, h, into.weight[part], self.scratch, first)
-            if into.bias is not None:
-                into.bias[tile] += dz.sum(0)
-        if into.input is not None and self.converted is not None:
+            z, weight = self.logits(h, tile), self.weights(rows, tile)
+            self.backend.gradient(z, state, numbers, target, weight, tile.start, self.head.softcap, out=z)
+            self._push_tile(rows, h, tile, z, into)
+
+    def _push_tile(self, rows: slice, h: Array, tile: slice, dz: Array, into: Gradients) -> None:
+        """dh = dz W, dW += dz' h, db += sum dz for one tile of a chunk."""
+        dh = into.input
+        if dh is not None:
+            dh = dh[rows] if self.converted is None else self.converted[1, : h.shape[0]]
+        for part, inside, block in self.blocks(tile):
+            if dh is not None:
+                self.products.accumulate(dz[:, inside], block, dh, None, part.start == 0)
+            if into.weight is not None:
+                self.products.accumulate(dz[:, inside].T, h, into.weight[part], self.scratch, rows.start == 0)
+        if into.bias is not None:
+            into.bias[tile] += dz.sum(0)
+        if into.input is not None and self.converted is not None and tile.stop == self.classes:
             into.input[rows] = dh

@@ -699,12 +699,21 @@ def test_inputs_are_not_modified_and_outputs_are_written_in_full() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_logits_overwritten_before_backward_raise() -> None:
-    z = leaf(torch.randn(3, 4)).clone()
-    loss = F.cross_entropy(z, torch.tensor([0, 1, 2]))
+def test_logits_overwritten_before_backward_change_no_gradient() -> None:
+    leaf_z, y = leaf(torch.randn(3, 4)), torch.tensor([0, 1, 2])
+    F.cross_entropy(leaf_z, y).backward()
+    expected, leaf_z.grad = leaf_z.grad, None
+    z = leaf_z.clone()
+    loss = F.cross_entropy(z, y)
     z.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+    loss.backward()  # the gradient was formed with the loss
+    assert torch.equal(leaf_z.grad, expected)
+    for again in (lambda z: 2 * F.cross_entropy(z, y), lambda z: F.cross_entropy(z, y, reduction="none").sum()):
+        z = leaf_z.clone()
+        loss = again(z)
+        z.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 def test_threads_change_no_bit() -> None:

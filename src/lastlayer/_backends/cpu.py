@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lastlayer import _native
-from lastlayer._algebra import Array, Coefficients, State, Statistics
+from lastlayer._algebra import Array, Coefficients, State, Statistics, Terms
 from lastlayer._backends.threads import numpy_threads
 
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # enum DType of native/rows.h
@@ -115,6 +115,8 @@ def statistics(
     kept, described = _weight(z, weight)
     state, out = _empty(z, 3), _empty(z, 4)
     at = 0 if target is None else _address(target)
+    if kept is None:
+        state[2] = 0
     _native.statistics(_code(z), _tile(z), described, at, _address(state), _address(out), entropy, _threads(z))
     asked = (True, target is not None, entropy, kept is not None)
     found = Statistics(*(field if wanted else None for field, wanted in zip(out, asked, strict=True)))
@@ -157,6 +159,61 @@ def gradient(
     )
     del kept
     return out
+
+
+NOWHERE = (0, 0, 0, 0, 0)
+
+
+def _factor(factor: Array | float | None) -> tuple[float, int]:
+    """Describe a factor of the rows: one number, or where the rows' own are (float64, contiguous)."""
+    if factor is None:
+        return 0.0, 0
+    return (factor, 0) if isinstance(factor, float) else (1.0, _address(factor))
+
+
+def loss(
+    z: Array,
+    terms: Terms,
+    target: Array | None = None,
+    weight: Array | None = None,
+    *,
+    ignored: int = -1,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    losses: Array | None = None,
+    out: Array | None = None,
+) -> float:
+    """Return the sum of the rows' losses, with each in ``losses`` and the gradient, times scale, in ``out``.
+
+    One visit of each row: folded, finished and, while it is in a cache, turned into its gradient. The sum does not
+    depend on the number of threads. ``target`` is int64 and contiguous; rows whose target is ``ignored`` are absent.
+    """
+    kept, described = _weight(z, weight)
+    total = _native.loss(
+        _code(z),
+        _tile(z),
+        NOWHERE if out is None else _tile(out),
+        described,
+        0 if target is None else _address(target),
+        ignored,
+        _factor(terms.nll),
+        _factor(terms.cross),
+        _factor(terms.square),
+        scale,
+        0.0 if softcap is None else 1.0 / softcap,
+        0 if losses is None else _address(losses),
+        _threads(z),
+    )
+    del kept
+    return total
+
+
+def check_targets(target: Array, classes: int, ignored: int) -> tuple[int, int]:
+    """Return the first row whose target is neither a class nor ignored (-1: none), and how many are ignored.
+
+    ``target`` is int64 and contiguous. After a wrong one nothing is counted.
+    """
+    return _native.check_targets(_address(target), target.shape[0], classes, ignored)
 
 
 def softmax(z: Array, *, out: Array) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lastlayer import _algebra
-from lastlayer._algebra import Array, Coefficients, State, Statistics
+from lastlayer._algebra import Array, Coefficients, State, Statistics, Terms
 
 QUIET = {"invalid": "ignore", "over": "ignore", "under": "ignore", "divide": "ignore"}
 
@@ -74,6 +74,40 @@ def gradient(
     """Write the gradient of the tile z into out, which may be z itself."""
     with np.errstate(**QUIET):  # type: ignore[arg-type]
         return _write(out, _algebra.gradient(_wide(z), state, numbers, target, _wide(weight), first_class, softcap))
+
+
+def loss(
+    z: Array,
+    terms: Terms,
+    target: Array | None = None,
+    weight: Array | None = None,
+    *,
+    ignored: int = -1,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    losses: Array | None = None,
+    out: Array | None = None,
+) -> float:
+    """Return the sum of the rows' losses, with each in ``losses`` and the gradient, times scale, in ``out``."""
+    found, state = statistics(z, target, weight)
+    xp = _algebra.namespace(z)
+    live = xp.ones_like(state.max) if target is None else xp.where(target == ignored, 0.0, xp.ones_like(state.max))
+    live_terms = Terms(*(None if factor is None else factor * live for factor in terms))
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        each = _algebra.loss(found, live_terms)
+        if losses is not None:
+            losses[...] = each
+        if out is not None:
+            numbers = _algebra.numbers_of(found, state.mass, live_terms, scale)
+            gradient(z, state, numbers, target, weight, 0, softcap, out=out)
+    return float(each.sum())
+
+
+def check_targets(target: Array, classes: int, ignored: int) -> tuple[int, int]:
+    """Return the first row whose target is neither a class nor ignored (-1: none), and how many are ignored."""
+    skipped = target == ignored
+    bad = ((target < 0) | (target >= classes)) & ~skipped
+    return (int(_algebra.namespace(target).argmax(bad + 0)) if bool(bad.any()) else -1), int(skipped.sum())
 
 
 def softmax(z: Array, *, out: Array) -> Array:

@@ -22,9 +22,10 @@ import torch.nn.functional as _torch
 from torch import Tensor
 from torch.nn import _reduction as _former
 
-from lastlayer import _validate
+from lastlayer import _backends, _validate
+from lastlayer._algebra import Terms
 from lastlayer._validate import ArgumentError, NotLogProbabilityWarning
-from lastlayer.torch.statistics import eager, row_statistics, rows, wide
+from lastlayer.torch.statistics import eager, fused, row_loss, row_statistics, rows, wide, write_softmax
 from lastlayer.torch.statistics import softmax as _softmax
 
 OPTIONAL = ("weight", "pos_weight", "linear_bias", "token_weight")
@@ -89,7 +90,9 @@ def _reduce(losses: Tensor, counted: Tensor | None, reduction: str, dtype: torch
     return total.to(dtype)
 
 
-def _rowwise(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Tensor:
+def _rowwise(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool, out: Tensor | None) -> Tensor:
+    if out is not None:
+        return _rowwise_into(input, dim, dtype, log, out)
     if dtype is not None:
         input = input.to(dtype)
     elif input.dtype in HALVES and input.device.type != "cpu" and _autocasts(input):
@@ -100,13 +103,33 @@ def _rowwise(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> T
     return _softmax(input, dim, log=log)
 
 
-def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+def _rowwise_into(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool, out: Tensor) -> Tensor:
+    """Write to memory that is there: out has the shape and dtype of the result, and shares no memory with the input."""
+    require_tensors(out=out)
+    expected = input.dtype if dtype is None else dtype
+    if torch.is_grad_enabled() and (input.requires_grad or out.requires_grad):
+        raise RuntimeError("softmax and log_softmax with out= are not differentiable: leave out away, or use no_grad()")
+    known = isinstance(dim, int) and input.shape == out.shape and out.dtype == expected == input.dtype
+    if not known or not eager(input, out) or not _takes(input) or input.numel() == 0 or input.dim() == 0:
+        return (torch.log_softmax if log else torch.softmax)(input, dim, dtype, out=out)
+    return write_softmax(input, dim, log, out)
+
+
+def softmax(
+    input: Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return probabilities p_j = exp(z_j) / sum_k exp(z_k) along one dimension.
 
     Args:
         input: logits of any shape, float16, bfloat16, float32 or float64.
         dim: the dimension of the classes. Leaving it out is deprecated: torch then guesses, and warns.
         dtype: converts the input first.
+        out: a tensor to write to, of the result's shape and dtype: no new memory, and no gradient.
 
     Returns:
         Probabilities of the input's shape and dtype.
@@ -128,11 +151,16 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     require_tensors(input=input)
     if dim is None:
         dim = _torch._get_softmax_dim("softmax", input.dim(), _stacklevel)  # type: ignore[attr-defined]
-    return _rowwise(input, dim, dtype, log=False)
+    return _rowwise(input, dim, dtype, log=False, out=out)
 
 
 def log_softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+    input: Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return log-probabilities log p_j = (z_j - max) - log1p(rest) along one dimension.
 
@@ -142,6 +170,7 @@ def log_softmax(
         input: logits of any shape, float16, bfloat16, float32 or float64.
         dim: the dimension of the classes. Leaving it out is deprecated: torch then guesses, and warns.
         dtype: converts the input first.
+        out: a tensor to write to, of the result's shape and dtype: no new memory, and no gradient.
 
     Returns:
         Log-probabilities of the input's shape and dtype.
@@ -164,7 +193,7 @@ def log_softmax(
     require_tensors(input=input)
     if dim is None:
         dim = _torch._get_softmax_dim("log_softmax", input.dim(), _stacklevel)  # type: ignore[attr-defined]
-    return _rowwise(input, dim, dtype, log=True)
+    return _rowwise(input, dim, dtype, log=True, out=out)
 
 
 def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, *, out: Tensor | None = None) -> Tensor:
@@ -501,31 +530,78 @@ def _index_targets(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    ignore_index: int,
+    ignored: int,
     reduction: str,
     smoothing: float,
     validate: bool,
 ) -> Tensor:
-    concrete = eager(input, target, weight)
-    look = validate and concrete and not _capturing(input)
-    z = rows(input, min(input.dim() - 1, 1))
+    use_kernels = fused(input, target, weight)
+    z, index = rows(input, min(input.dim() - 1, 1)), target.long().reshape(-1).contiguous()
     classes = z.shape[1]
-    index, ignored = _class_indices(target, classes, ignore_index, look)
-    shape = index.shape if input.dim() > 1 else ()
-    index, ignored = index.reshape(-1), None if ignored is None else ignored.reshape(-1)
-    if ignored is not None and not concrete:
-        # Differentiating through NaN gives NaN even times 0; the kernels instead leave rows out whose gradient is 0.
-        z = torch.where(ignored[:, None], 0.0, z)
+    skipped = _count_ignored(z, index, target, ignored, validate, use_kernels)
+    nll: Any = 1.0 - smoothing
+    counted: Any = None if skipped is None else float(index.shape[0] - skipped)
+    if weight is not None:
+        skip = index == ignored
+        share = (weight.double() if use_kernels else wide(weight))[index.masked_fill(skip, 0)].masked_fill(skip, 0)
+        nll, counted = nll * share, share.sum()
+    elif skipped is None:
+        counted = (index != ignored).sum()
     u = None
     if smoothing > 0:
         u = z.new_ones(classes) if weight is None else weight
-    statistics = row_statistics(z, index, u)
-    losses, counted = _weighted(-statistics.logprob, index, ignored, weight)
-    if u is not None:
-        cross = statistics.cross if ignored is None else torch.where(ignored, 0.0, statistics.cross)
-        uniform = smoothing / classes * cross
-        losses = uniform if smoothing == 1 else (1 - smoothing) * losses + uniform
-    return _reduce(losses.reshape(shape), counted, reduction, _loss_dtype(input.dtype, input))
+    terms = Terms(nll, smoothing / classes if smoothing > 0 else None, None)
+    shape = target.shape if input.dim() > 1 else ()
+    dtype = _loss_dtype(input.dtype, input)
+    return _reduced_rows(z, index, u, terms, ignored, reduction, counted, shape, dtype, use_kernels)
+
+
+def _count_ignored(
+    z: Tensor, index: Tensor, target: Tensor, ignored: int, validate: bool, use_kernels: bool
+) -> int | None:
+    """Return how many rows are ignored, None where nobody may look; raise for a target that is no class."""
+    if not use_kernels and not eager(z, target):
+        return None
+    if _capturing(z) or (z.device.type != "cpu" and not validate):
+        return None
+    bad: int
+    skipped: int
+    bad, skipped = _backends.choose(z).check_targets(index, z.shape[1], ignored)
+    if bad >= 0 and validate:
+        _validate.check_target(index.reshape(target.shape), z.shape[1], ignored)
+    return skipped
+
+
+def _reduced_rows(
+    z: Tensor,
+    target: Tensor | None,
+    u: Tensor | None,
+    terms: Terms,
+    ignored: int,
+    reduction: str,
+    counted: float | Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    use_kernels: bool,
+) -> Tensor:
+    """Return the losses of the rows, reduced; the mean divides by ``counted``, where it can before the gradient."""
+
+    def losses(terms: Terms, dtype: torch.dtype) -> Tensor:
+        total = reduction != "none"
+        return row_loss(z, target, u, terms, ignored=ignored, total=total, dtype=dtype, use_kernels=use_kernels)
+
+    if reduction == "none":
+        return losses(terms, dtype).reshape(shape)
+    if reduction == "sum":
+        return losses(terms, dtype)
+    if use_kernels and isinstance(counted, Tensor) and counted.device.type == "cpu":
+        counted = counted.item()
+    if isinstance(counted, Tensor):
+        exact = torch.float64 if use_kernels else wide(z).dtype
+        return (losses(terms, exact) / counted).to(dtype)
+    share = 1 / counted if counted else 0.0
+    mean = losses(Terms(*(None if factor is None else share * factor for factor in terms)), dtype)
+    return mean if counted else mean + math.nan
 
 
 def _probability_targets(
@@ -539,9 +615,11 @@ def _probability_targets(
     if weight is not None:
         u = u * weight
         dtype = torch.promote_types(dtype, weight.dtype)
-    losses = row_statistics(z, None, u).cross
     shape = (input.shape[0], *input.shape[2:]) if input.dim() > 1 else ()
-    return _reduce(losses.reshape(shape), None, reduction, _loss_dtype(dtype, input))
+    dtype, use_kernels = _loss_dtype(dtype, input), fused(input, target, weight)
+    return _reduced_rows(
+        z, None, u, Terms(None, 1.0, None), -1, reduction, float(z.shape[0]), shape, dtype, use_kernels
+    )
 
 
 def binary_cross_entropy_with_logits(

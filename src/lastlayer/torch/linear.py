@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastlayer import _backends, _linear, _validate
-from lastlayer._linear import Saved, Terms
+from lastlayer._algebra import Terms
+from lastlayer._linear import Saved
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
 from lastlayer.torch.functional import cross_entropy, require_one_device, require_tensors
 

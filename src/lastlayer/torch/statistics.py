@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lastlayer import _algebra, _backends
-from lastlayer._algebra import State, Statistics
+from lastlayer._algebra import State, Statistics, Terms
 
 PLAIN = (Tensor, torch.nn.Parameter)
 POINTERS = ("cpu", "cuda")  # devices whose tensors hold data, and float64
@@ -143,6 +143,159 @@ def row_statistics(
     return composite(wide(z), target, weight, entropy)
 
 
+def composite_loss(z: Tensor, target: Tensor | None, weight: Tensor | None, terms: Terms, ignored: int) -> Tensor:
+    """Return the losses of the rows as operations that torch differentiates; no step depends on a value."""
+    skip = None
+    if target is not None:
+        skip = target == ignored
+        # Differentiating through NaN gives NaN even times 0; the kernels instead leave rows out that do not count.
+        z, target = torch.where(skip[:, None], 0.0, z), target.masked_fill(skip, 0)
+    losses: Tensor = _algebra.loss(composite(z, target, weight, False), terms)
+    return losses if skip is None else torch.where(skip, 0.0, losses)
+
+
+class _RowLoss(torch.autograd.Function):
+    """The fused path of losses: one visit of each row gives its loss and, where the slope is known, its gradient.
+
+    For a sum the gradient is formed at once, with an incoming gradient of 1, and handed out at the first backward. For
+    another incoming gradient, a second backward, or losses row by row, rows are visited again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, target: Tensor | None, u: Tensor | None, terms: Terms, ignored: int, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(z, target, u)
+        ctx.terms, ctx.ignored, ctx.ready = terms, ignored, None
+        if not _offloads():
+            backend = _backends.choose(z)
+            ctx.ready = backend.reserve(torch.empty_like(z))
+        return total_loss(z, target, u, terms, ignored, dtype, ctx.ready)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        ready, ctx.ready = ctx.ready, None
+        plain = eager(upstream) and not torch.is_grad_enabled()
+        if plain and ready is not None and upstream.item() == 1:
+            return ready, None, None, None, None, None
+        z, target, u = ctx.saved_tensors
+        if not plain:
+            return _derived(z, target, u, ctx.terms, ctx.ignored, upstream.expand(z.shape[0])), *[None] * 5
+        backend = _backends.choose(z)
+        out = backend.reserve(torch.empty_like(z)) if ready is None else ready
+        backend.loss(z, ctx.terms, target, u, ignored=ctx.ignored, scale=upstream.item(), out=out)
+        return out, None, None, None, None, None
+
+
+class _RowLosses(torch.autograd.Function):
+    """The same, row by row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, target: Tensor | None, u: Tensor | None, terms: Terms, ignored: int, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(z, target, u)
+        ctx.terms, ctx.ignored = terms, ignored
+        return each_loss(z, target, u, terms, ignored, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        z, target, u = ctx.saved_tensors
+        if not eager(upstream) or torch.is_grad_enabled():
+            return _derived(z, target, u, ctx.terms, ctx.ignored, upstream), *[None] * 5
+        slope = upstream.double()
+        scaled = Terms(*(None if f is None else f * slope for f in ctx.terms))
+        backend = _backends.choose(z)
+        out = backend.reserve(torch.empty_like(z))
+        backend.loss(z, scaled, target, u, ignored=ctx.ignored, out=out)
+        return out, None, None, None, None, None
+
+
+def _offloads() -> bool:
+    """Tell whether hooks want to hold what a backward needs (to move it elsewhere, or to compute it again)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def total_loss(
+    z: Tensor,
+    target: Tensor | None,
+    weight: Tensor | None,
+    terms: Terms,
+    ignored: int,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return the sum of the rows' losses, rounded once, and write its gradient to out."""
+    total = _backends.choose(z).loss(z, terms, target, weight, ignored=ignored, out=out)
+    return torch.tensor(total, dtype=dtype, device=z.device)
+
+
+def each_loss(
+    z: Tensor, target: Tensor | None, weight: Tensor | None, terms: Terms, ignored: int, dtype: torch.dtype
+) -> Tensor:
+    """Return the rows' losses, rounded once."""
+    losses = z.new_empty(z.shape[0], dtype=torch.float64)
+    _backends.choose(z).loss(z, terms, target, weight, ignored=ignored, losses=losses)
+    return losses.to(dtype)
+
+
+def _derived(
+    z: Tensor, target: Tensor | None, weight: Tensor | None, terms: Terms, ignored: int, upstream: Tensor
+) -> Tensor:
+    """Return dz as a differentiable function of z and the incoming gradient: computed again, in float64."""
+    skip = z.new_zeros(z.shape[0], dtype=torch.bool) if target is None else target == ignored
+    index = None if target is None else target.masked_fill(skip, 0)
+    slope = torch.where(skip, 0.0, upstream.double())
+    scaled = Terms(*(None if f is None else f * slope for f in terms))
+    given: list[Any] = [f for f in scaled if f is not None]
+    silent = torch.stack([f == 0 for f in given]).all(0)
+    wide_z = z.double()
+    if not torch.is_grad_enabled():
+        state = _algebra.fold(wide_z, weight)
+        statistics = _algebra.finish(state, None if index is None else wide_z.gather(1, index[:, None])[:, 0])
+        numbers = _algebra.numbers_of(statistics, state.mass, scaled)
+        dense: Tensor = _algebra.gradient(wide_z, state, numbers, index, weight).to(z.dtype)
+        return dense
+    dead = silent & ~torch.isfinite(wide_z.amax(1))  # else 0 * NaN
+    wide_z = torch.where(dead[:, None], 0.0, wide_z)
+    found = composite(wide_z, index, weight, False)
+    losses = _algebra.loss(found, Terms(*(None if f is None else torch.where(skip, 0.0, f) for f in terms)))
+    (dz,) = torch.autograd.grad(losses, z, slope, create_graph=True)
+    return dz
+
+
+def row_loss(
+    z: Tensor,
+    target: Tensor | None,
+    weight: Tensor | None,
+    terms: Terms,
+    *,
+    ignored: int,
+    total: bool,
+    dtype: torch.dtype,
+    use_kernels: bool,
+) -> Tensor:
+    """Return nll (-log p_y) + cross sum_j u_j (-log p_j) + square lse^2 of each row of z, or the sum of them.
+
+    Args:
+        z: logits (N, V), V > 0; float16, bfloat16, float32 or float64, any strides.
+        target: int64 (N), contiguous.
+        weight: u, (V) or (N, V).
+        terms: the three factors: numbers, or float64 (N) each.
+        ignored: a target whose row counts as absent.
+        total: whether the sum is asked for.
+        dtype: of the result, which is rounded once.
+        use_kernels: what ``fused`` said of all the tensors here.
+    """
+    if not use_kernels:
+        losses = composite_loss(wide(z), target, weight, terms, ignored)
+        return (losses.sum() if total else losses).to(dtype)
+    if torch.is_grad_enabled() and z.requires_grad:
+        schedule = _RowLoss if total else _RowLosses
+        return schedule.apply(z, target, weight, terms, ignored, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    return (total_loss if total else each_loss)(z, target, weight, terms, ignored, dtype)
+
+
 class _RowSoftmax(torch.autograd.Function):
     """softmax or log-softmax along one dimension; like torch's, the result is contiguous and is what is saved."""
 
@@ -150,10 +303,7 @@ class _RowSoftmax(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, dim: int, log: bool) -> Tensor:
         backend = _backends.choose(input)
         out: Tensor = backend.reserve(torch.empty_like(input, memory_format=torch.contiguous_format))
-        z, tile = rows(input, dim), rows(out, dim)
-        (backend.log_softmax if log else backend.softmax)(z, out=tile)
-        if tile.data_ptr() != out.data_ptr():
-            out.copy_(like_rows(tile, out, dim))
+        write_softmax(input, dim, log, out)
         ctx.save_for_backward(out)
         ctx.dim, ctx.log = dim, log
         return out
@@ -182,6 +332,15 @@ def _log_softmax_gradient(logp: Tensor, upstream: Tensor, dim: int) -> Tensor:
     if logp.device.type != "cpu" or bool(broken.any()):  # to look would wait for a GPU
         dz.masked_fill_(broken & ~upstream.any(dim, keepdim=True), 0)
     return dz
+
+
+def write_softmax(input: Tensor, dim: int, log: bool, out: Tensor) -> Tensor:
+    """Write softmax or log-softmax along dim into out, of the same shape and dtype; not differentiable."""
+    backend, z, tile = _backends.choose(input), rows(input, dim), rows(out, dim)
+    (backend.log_softmax if log else backend.softmax)(z, out=tile)
+    if tile.data_ptr() != out.data_ptr():
+        out.copy_(like_rows(tile, out, dim))
+    return out
 
 
 def softmax(input: Tensor, dim: int, *, log: bool = False) -> Tensor:
