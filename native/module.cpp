@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <system_error>
@@ -16,6 +17,9 @@
 #include <vector>
 
 #if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -60,25 +64,75 @@ void use(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not supported by this processor or build");
 }
 
-// Calls f(begin, end) for parts of [0, items) whose ends are multiples of `unit`. Threads live for one call: no pool that
-// could spin against another library's, nothing to lose in a forked child. Below `grain` elements per thread starting one
-// costs more than it saves.
+// The OpenMP runtime that PyTorch has loaded. Its threads spin for a while after each of PyTorch's operations: beside
+// threads of our own they would take the processors away; used together they are there at once.
+using Team = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);  // GOMP_parallel
+std::atomic<Team> team{nullptr};
+
+// Finds the runtime among the loaded libraries below a directory; false: there is none, and threads are our own.
+bool share_threads(const std::string& directory) {
+#if defined(__linux__)
+  struct Search {
+    std::string directory, found;
+  } search{directory, ""};
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        auto& search = *static_cast<Search*>(data);
+        const std::string path = info->dlpi_name;
+        const bool inside = path.compare(0, search.directory.size(), search.directory) == 0;
+        const std::string name = path.substr(path.rfind('/') + 1);
+        const auto is = [&](const char* part) { return name.find(part) != std::string::npos; };
+        if (!inside || !(is("gomp") || is("iomp") || is("libomp"))) return 0;
+        search.found = path;
+        return 1;
+      },
+      &search);
+  void* library = search.found.empty() ? nullptr : dlopen(search.found.c_str(), RTLD_NOLOAD | RTLD_LAZY);
+  if (!library) return false;
+  team = reinterpret_cast<Team>(dlsym(library, "GOMP_parallel"));
+  // Its threads do not survive a fork; the child makes its own.
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { team = nullptr; });
+  (void)registered;
+  return team != nullptr;
+#else
+  (void)directory;
+  return false;
+#endif
+}
+
+// Calls f(begin, end) for parts of [0, items) whose ends are multiples of `unit`. Threads of our own live for one call: no
+// pool that could spin against another library's, nothing to lose in a forked child.
 template <class Function>
 void parallel(int64_t items, int64_t unit, int64_t elements_each, int threads, const Function& f) {
-  constexpr int64_t grain = 1 << 17;
+  const Team shared = team;
+  const int64_t grain = shared ? 1 << 15 : 1 << 17;  // elements below which a thread costs more than it saves
   const int64_t units = (items + unit - 1) / unit;
   const int64_t wanted = std::min<int64_t>({threads, units, items * elements_each / grain});
   if (wanted <= 1) return f(0, items);
-  const auto edge = [&](int64_t t) { return std::min(units * t / wanted * unit, items); };
+  const auto part = [&](int64_t k, int64_t parts) {
+    f(units * k / parts * unit, std::min(units * (k + 1) / parts * unit, items));
+  };
+  if (shared) {
+    struct Job {
+      const decltype(part)& run;
+      int64_t parts;
+      std::atomic<int64_t> next;
+    } job{part, std::min(units, 4 * wanted), {0}};  // more parts than threads: whoever is early takes another
+    const auto work = [](void* data) {
+      Job& job = *static_cast<Job*>(data);
+      for (int64_t k = job.next++; k < job.parts; k = job.next++) job.run(k, job.parts);
+    };
+    return shared(work, &job, static_cast<unsigned>(wanted), 0);
+  }
   std::vector<std::thread> others;
   for (int64_t t = 1; t < wanted; ++t) {
     try {
-      others.emplace_back(f, edge(t), edge(t + 1));
+      others.emplace_back(part, t, wanted);
     } catch (const std::system_error&) {  // no more threads to be had: do it here
-      f(edge(t), edge(t + 1));
+      part(t, wanted);
     }
   }
-  f(0, edge(1));
+  part(0, wanted);
   for (std::thread& other : others) other.join();
 }
 
@@ -331,6 +385,7 @@ NB_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets, "Instruction sets this build and processor share, best first.");
   m.def("instruction_set", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("use_instruction_set", &use, "name"_a, "Use another of instruction_sets().");
+  m.def("share_threads", &share_threads, "directory"_a, "Use the threads of the OpenMP runtime loaded from there.");
   m.def("reserve", &reserve, "address"_a, "bytes"_a, "Ask for huge pages behind memory that is not yet touched.");
   m.def("check_targets", &check_targets, "target"_a, "rows"_a, "classes"_a, "ignored"_a);
   m.def("fold", &fold, "dtype"_a, "z"_a, "weight"_a, "state"_a, "moment"_a, "threads"_a);

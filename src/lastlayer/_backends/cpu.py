@@ -31,6 +31,11 @@ def check_setting() -> None:
         raise ValueError(f"LASTLAYER_INSTRUCTION_SET = {SETTING!r}: expected one of {known}")
 
 
+def share_threads(directory: str) -> bool:
+    """Work in the threads of the OpenMP runtime that was loaded from this directory, if there is one."""
+    return _native.share_threads(directory)
+
+
 def instruction_sets() -> tuple[list[str], str]:
     """Return the instruction sets of this build and processor, the one in use first, and why it is in use."""
     used = _native.instruction_set()

@@ -8,6 +8,7 @@ themselves, and torch differentiates, maps and compiles it. ``eager`` decides; f
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch.autograd import forward_ad
 
 from lastlayer import _algebra, _backends
 from lastlayer._algebra import State, Statistics, Terms
+
+if _backends.cpu is not None:
+    _backends.cpu.share_threads(str(Path(torch.__file__).parent))
 
 PLAIN = (Tensor, torch.nn.Parameter)
 POINTERS = ("cpu", "cuda")  # devices whose tensors hold data, and float64
