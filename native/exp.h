@@ -23,25 +23,43 @@ struct ExpTable<double> {
                                  0.16666666666666671, 0.5};
 };
 
+// Q(r) in Horner's rule over pairs: half the latency of the plain one, no more operations.
+template <class F>
+LASTLAYER_INLINE inline vec<F> polynomial(const F* c, int n, vec<F> r, vec<F> r2) {
+  vec<F> q = n % 2 ? splat(c[0]) : r * c[0] + c[1];
+  for (int i = 2 - n % 2; i < n; i += 2) q = q * r2 + (r * c[i] + c[i + 1]);
+  return q;
+}
+
 // 2^shift e^(z - m) for z <= m, m finite; 0 below the lowest normal result, -inf included; NaN stays NaN. The factor keeps
 // terms above the subnormal range, where adding them up would lose their digits. The rounding error of z - m (Knuth's
-// TwoSum: exact in any order of magnitude) is put back.
-template <class F>
-LASTLAYER_INLINE inline vec<F> term(vec<F> z, vec<F> m) {
+// TwoSum: exact in any order of magnitude) is put back. In place, n vectors step by step: each waits for the step before.
+template <int n, class F>
+LASTLAYER_INLINE inline void to_terms(vec<F>* z, vec<F> m) {
   using S = Simd<F>;
   using T = ExpTable<F>;
   // Adding 1.5 * 2^mantissa rounds to an integer and leaves it, biased, in the low bits: shifted, they are a power of 2.
   constexpr F magic = F(1.5) * static_cast<F>(int64_t{1} << S::mantissa) + (S::bias + S::shift);
-  const vec<F> x = z - m, back = x - z, low = (z - (x - back)) - (m + back);
-  const mask<F> gone = x < S::lowest;
-  const vec<F> t = x * T::log2e + magic;
-  const vec<F> k = t - magic;
-  const vec<F> r = ((x - k * T::ln2_high) - k * T::ln2_low) + low;
-  const vec<F> power = vec<F>(mask<F>(t) << S::mantissa);
-  vec<F> q = r * T::q[0] + T::q[1];
-  for (unsigned i = 2; i < sizeof(T::q) / sizeof(F); ++i) q = q * r + T::q[i];
-  const vec<F> e = (r + r * r * q) * power + power;
-  return gone ? vec<F>{} : e;
+  vec<F> x[n], low[n], t[n], r[n], r2[n], q[n];
+#define LASTLAYER_EACH _Pragma("GCC unroll 8") for (int i = 0; i < n; ++i)
+  LASTLAYER_EACH x[i] = z[i] - m;
+  LASTLAYER_EACH t[i] = x[i] * T::log2e + magic;
+  LASTLAYER_EACH low[i] = x[i] - z[i];
+  LASTLAYER_EACH r[i] = t[i] - magic;
+  LASTLAYER_EACH low[i] = (z[i] - (x[i] - low[i])) - (m + low[i]);
+  LASTLAYER_EACH r[i] = ((x[i] - r[i] * T::ln2_high) - r[i] * T::ln2_low) + low[i];
+  LASTLAYER_EACH r2[i] = r[i] * r[i];
+  LASTLAYER_EACH q[i] = polynomial(T::q, sizeof(T::q) / sizeof(F), r[i], r2[i]);
+  LASTLAYER_EACH t[i] = vec<F>(mask<F>(t[i]) << S::mantissa);
+  LASTLAYER_EACH q[i] = (r[i] + r2[i] * q[i]) * t[i] + t[i];
+  LASTLAYER_EACH z[i] = x[i] < S::lowest ? vec<F>{} : q[i];
+#undef LASTLAYER_EACH
+}
+
+template <class F>
+LASTLAYER_INLINE inline vec<F> term(vec<F> z, vec<F> m) {
+  to_terms<1, F>(&z, m);
+  return z;
 }
 
 // m, or 0 where it is not finite: what `term` can be measured from.
@@ -62,8 +80,7 @@ LASTLAYER_INLINE inline vec<double> log1p(vec<double> x) {
   const mask<double> exponent = (mask<double>(u) - root) >> 52, power = exponent << 52;
   const vec<double> f = vec<double>(mask<double>(u) - power), g = f - 1.0, k = __builtin_convertvector(exponent, vec<double>);
   const vec<double> s = g / (2.0 + g), t = s * s;
-  vec<double> q = t * p[0] + p[1];
-  for (unsigned i = 2; i < sizeof p / sizeof *p; ++i) q = q * t + p[i];
+  const vec<double> q = polynomial(p, sizeof p / sizeof *p, t, t * t);
   // What is lost is below an ulp of u. 1/f = 1 - g + g^2 - ... is exact where it matters, at g = 0.
   const vec<double> lost = (x - (u - 1.0)) * ((1.0 - g * (1.0 - g)) * vec<double>(one - power));
   const vec<double> low = k * T::ln2_low + (lost - s * (g - t * q));

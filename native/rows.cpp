@@ -105,7 +105,7 @@ class RowFold {
   vec<F> top = splat(static_cast<F>(-infinity)), level = top, from{};  // from: level, or 0 while that is not finite
   Sum<F> terms, moments, spreads, masses;
 
-  void raise() {
+  __attribute__((noinline)) void raise() {
     const vec<F> higher = splat(maximum<F>(top));
     const double gap = static_cast<double>(higher[0]) - static_cast<double>(level[0]);
     if constexpr (with_weight) spreads.add(select(masses.total != 0.0, masses.total * gap, vec_double<F>{}));
@@ -117,15 +117,32 @@ class RowFold {
       }
       terms.scale(factor);
     }
-    level = higher;
-    from = finite_or_0<F>(level);
+    set(higher);
+  }
+
+  void set(vec<F> m) {
+    level = m;
+    from = finite_or_0<F>(m);
+  }
+
+  // Starts from the maximum of the first classes, so that it seldom has to be raised.
+  template <class T>
+  void begin(const T* z, int64_t n) {
+    constexpr int64_t block = 1024;
+    vec<F> a = level, b = level;
+    const int64_t whole = (n < block ? n : block) / (2 * w) * (2 * w);
+    for (int64_t i = 0; i < whole; i += 2 * w) {
+      a = larger(load(z + i), a);
+      b = larger(load(z + i + w), b);
+    }
+    set(splat(maximum<F>(larger(a, b))));
   }
 
   // y * e where e may be 0 and y infinite.
   static vec<F> product(vec<F> y, vec<F> e) { return smaller(y, splat(std::numeric_limits<F>::max())) * e; }
 
   template <int n, class T>
-  void add(const T* z, const F* u) {
+  LASTLAYER_INLINE void add(const T* z, const F* u) {
     vec<F> e[n], sum[n], highest = top;
 #pragma GCC unroll 8
     for (int k = 0; k < n; ++k) {
@@ -138,8 +155,8 @@ class RowFold {
     if constexpr (with_moment)
 #pragma GCC unroll 8
       for (int k = 0; k < n; ++k) sum[k] = level - e[k];
-#pragma GCC unroll 8
-    for (int k = 0; k < n; ++k) e[k] = term<F>(e[k], from);
+    constexpr int once = n < 4 ? n : 4;
+    for (int k = 0; k < n; k += once) to_terms<once, F>(e + k, from);
     if constexpr (with_moment) {
 #pragma GCC unroll 8
       for (int k = 0; k < n; ++k) sum[k] = product(sum[k], e[k]);
@@ -173,6 +190,7 @@ class RowFold {
   void feed(const T* z, int64_t n, const F* u) {
     constexpr int ahead = 8192;  // bytes: far enough for memory to answer in time (docs/decisions)
     int64_t i = 0;
+    if (!(level[0] > static_cast<F>(-infinity))) begin(z, n);
     for (; i + 8 * w <= n; i += 8 * w) {
       for (unsigned k = 0; k < 8 * w * sizeof(T); k += 64) prefetch(reinterpret_cast<const char*>(z + i) + ahead + k);
       add<8>(z + i, with_weight ? u + i : u);
