@@ -385,6 +385,8 @@ NB_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets, "Instruction sets this build and processor share, best first.");
   m.def("instruction_set", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("use_instruction_set", &use, "name"_a, "Use another of instruction_sets().");
+  m.def("environment", [](const char* name) -> const char* { return std::getenv(name); }, "name"_a,
+        "An environment variable now, or None: a tenth of what os.environ takes.");
   m.def("share_threads", &share_threads, "directory"_a, "Use the threads of the OpenMP runtime loaded from there.");
   m.def("reserve", &reserve, "address"_a, "bytes"_a, "Ask for huge pages behind memory that is not yet touched.");
   m.def("check_targets", &check_targets, "target"_a, "rows"_a, "classes"_a, "ignored"_a);

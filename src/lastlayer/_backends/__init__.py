@@ -43,9 +43,10 @@ def requested() -> str | None:
 
 def choose(z: Any) -> ModuleType:
     """Return the backend for this array: the one named by the user, else the fastest that takes it."""
-    name = requested()
-    if name == "reference" or cpu is None:
+    if cpu is None:
+        requested()
         return reference
-    if name == "cpu" or cpu.takes(z):
+    if cpu.unset() and cpu.takes(z):
         return cpu
-    return reference
+    name = requested()
+    return cpu if name == "cpu" or (name is None and cpu.takes(z)) else reference

@@ -36,6 +36,11 @@ def share_threads(directory: str) -> bool:
     return _native.share_threads(directory)
 
 
+def unset() -> bool:
+    """Tell whether no setting asks for a backend or an instruction set that would have to be checked."""
+    return SETTING is None and not _native.environment("LASTLAYER_BACKEND")
+
+
 def instruction_sets() -> tuple[list[str], str]:
     """Return the instruction sets of this build and processor, the one in use first, and why it is in use."""
     used = _native.instruction_set()
@@ -43,33 +48,40 @@ def instruction_sets() -> tuple[list[str], str]:
     return [used, *others], "LASTLAYER_INSTRUCTION_SET" if SETTING else "the best"
 
 
+_codes: dict[Any, int | None] = {}  # of the types met so far, NumPy's and torch's
+
+
 def _code(z: Array) -> int | None:
-    return CODES.get(z.dtype.name if isinstance(z, np.ndarray) else str(z.dtype)[6:])
+    dtype = z.dtype
+    if dtype not in _codes:
+        _codes[dtype] = CODES.get(dtype.name if isinstance(dtype, np.dtype) else str(dtype)[6:])
+    return _codes[dtype]
 
 
 def takes(z: Array) -> bool:
     """Tell whether the kernels read this array: a floating type they know, in this process's memory."""
-    return _code(z) is not None and (isinstance(z, np.ndarray) or z.device.type == "cpu")
+    return _code(z) is not None and (isinstance(z, np.ndarray) or z.is_cpu)
 
 
 def _address(array: Array) -> int:
     if isinstance(array, np.ndarray):
         return int(array.__array_interface__["data"][0])
-    return int(array.data_ptr())
+    return array.data_ptr()  # type: ignore[no-any-return]
 
 
 def _tile(z: Array) -> tuple[int, int, int, int, int]:
+    n, v = z.shape
     if isinstance(z, np.ndarray):
         rows, classes = (stride // z.itemsize for stride in z.strides)
-    else:
-        rows, classes = z.stride()
-    return (_address(z), z.shape[0], z.shape[1], rows, classes)
+        return (_address(z), n, v, rows, classes)
+    rows, classes = z.stride()
+    return (z.data_ptr(), n, v, rows, classes)
 
 
 def _threads(z: Array) -> int:
     if isinstance(z, np.ndarray):
         return numpy_threads()[0]
-    return int(sys.modules["torch"].get_num_threads())
+    return sys.modules["torch"].get_num_threads()  # type: ignore[no-any-return]
 
 
 def _empty(z: Array, fields: int) -> Any:
@@ -124,7 +136,7 @@ def statistics(
         state[2] = 0
     _native.statistics(_code(z), _tile(z), described, at, _address(state), _address(out), entropy, _threads(z))
     asked = (True, target is not None, entropy, kept is not None)
-    found = Statistics(*(field if wanted else None for field, wanted in zip(out, asked, strict=True)))
+    found = Statistics(*(out[i] if wanted else None for i, wanted in enumerate(asked)))
     return found, State(state[0], state[1], None, None, state[2])
 
 
@@ -167,12 +179,13 @@ def gradient(
 
 
 NOWHERE = (0, 0, 0, 0, 0)
+NO_FACTOR = (0.0, 0)
 
 
 def _factor(factor: Array | float | None) -> tuple[float, int]:
     """Describe a factor of the rows: one number, or where the rows' own are (float64, contiguous)."""
     if factor is None:
-        return 0.0, 0
+        return NO_FACTOR
     return (factor, 0) if isinstance(factor, float) else (1.0, _address(factor))
 
 
@@ -194,6 +207,7 @@ def loss(
     depend on the number of threads. ``target`` is int64 and contiguous; rows whose target is ``ignored`` are absent.
     """
     kept, described = _weight(z, weight)
+    nll, cross, square = terms
     total = _native.loss(
         _code(z),
         _tile(z),
@@ -201,9 +215,9 @@ def loss(
         described,
         0 if target is None else _address(target),
         ignored,
-        _factor(terms.nll),
-        _factor(terms.cross),
-        _factor(terms.square),
+        _factor(nll),
+        NO_FACTOR if cross is None else _factor(cross),
+        NO_FACTOR if square is None else _factor(square),
         scale,
         0.0 if softcap is None else 1.0 / softcap,
         0 if losses is None else _address(losses),

@@ -25,12 +25,12 @@ from torch.nn import _reduction as _former
 from lastlayer import _backends, _validate
 from lastlayer._algebra import Terms
 from lastlayer._validate import ArgumentError, NotLogProbabilityWarning
-from lastlayer.torch.statistics import eager, fused, row_loss, row_statistics, rows, wide, write_softmax
+from lastlayer.torch.statistics import eager, fused, row_loss, row_statistics, rows, total_loss, wide, write_softmax
 from lastlayer.torch.statistics import softmax as _softmax
 
 OPTIONAL = ("weight", "pos_weight", "linear_bias", "token_weight")
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-HALVES = (torch.float16, torch.bfloat16)
+FLOATS = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+HALVES = frozenset((torch.float16, torch.bfloat16))
 
 
 def _takes(input: Tensor) -> bool:
@@ -52,8 +52,9 @@ def require_tensors(**arguments: Any) -> None:
 
 def require_one_device(input: Tensor, **others: Tensor | None) -> None:
     """Raise RuntimeError for a tensor on another device than input."""
+    on_cpu = input.is_cpu
     for name, other in others.items():
-        if other is not None and other.device != input.device:
+        if other is not None and not (on_cpu and other.is_cpu) and other.device != input.device:
             raise RuntimeError(f"{name} is on {other.device}, input on {input.device}: expected one device")
 
 
@@ -97,8 +98,7 @@ def _rowwise(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool, out:
         input = input.to(dtype)
     elif input.dtype in HALVES and input.device.type != "cpu" and _autocasts(input):
         input = input.float()
-    known = isinstance(dim, int) and not isinstance(dim, bool)
-    if not known or not _takes(input) or input.numel() == 0 or input.dim() == 0:
+    if type(dim) is not int or not _takes(input) or input.numel() == 0 or input.dim() == 0:
         return input.log_softmax(dim) if log else input.softmax(dim)
     return _softmax(input, dim, log=log)
 
@@ -223,6 +223,10 @@ def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, *,
         tensor([1.0007e+03, 2.0612e-09])
     """
     require_tensors(input=input)
+    simple = input.dim() == 2 and type(dim) is int and dim in (1, -1) and out is None and not keepdim
+    if simple and input.is_cpu and _takes(input) and input.numel() > 0 and eager(input):
+        plain: Tensor = row_statistics(input.resolve_neg()).logsumexp.to(input.dtype)
+        return plain
     dims = (dim,) if isinstance(dim, int) else dim
     known = isinstance(dims, tuple | list) and len(dims) > 0 and all(isinstance(d, int) for d in dims)
     if not known or not _takes(input) or input.numel() == 0 or input.dim() == 0:
@@ -497,6 +501,16 @@ def cross_entropy(
         >>> F.cross_entropy(torch.tensor([48.0, 0.0]), torch.tensor(0))
         tensor(1.4252e-21)
     """
+    if (
+        weight is None
+        and size_average is None
+        and reduce is None
+        and label_smoothing == 0
+        and type(ignore_index) is int
+    ):
+        plain = _plain_class_indices(input, target, ignore_index, reduction)
+        if plain is not None:
+            return plain
     reduction = _reduction(size_average, reduce, reduction)
     require_tensors(input=input, target=target, weight=weight)
     ignore_index = _validate.read_integer("ignore_index", ignore_index)
@@ -514,6 +528,25 @@ def cross_entropy(
     if soft:
         return _probability_targets(input, target, weight, reduction, label_smoothing)
     return _index_targets(input, target, weight, ignore_index, reduction, label_smoothing, validate)
+
+
+def _plain_class_indices(input: Tensor, target: Tensor, ignored: int, reduction: str) -> Tensor | None:
+    """Return the mean or sum of the commonest case, with no more questions than it needs; None: ask all of them."""
+    if type(target) is not Tensor or target.dtype is not torch.int64 or not target.is_cpu or reduction == "none":
+        return None
+    if not eager(input) or input.dtype not in FLOATS or input.dim() != 2 or input.is_neg():
+        return None
+    n, backend = input.shape[0], _backends.choose(input)
+    if target.shape != (n,) or not target.is_contiguous() or backend is not _backends.cpu or input.numel() == 0:
+        return None
+    bad, skipped = backend.check_targets(target, input.shape[1], ignored)
+    if bad >= 0 or skipped == n or reduction not in ("mean", "sum"):
+        return None
+    terms = Terms(1 / (n - skipped) if reduction == "mean" else 1.0, None, None)
+    dtype = _loss_dtype(input.dtype, input)
+    if torch.is_grad_enabled() and input.requires_grad:
+        return row_loss(input, target, None, terms, ignored=ignored, total=True, dtype=dtype, use_kernels=True)
+    return total_loss(input, target, None, terms, ignored, dtype)
 
 
 def _check_class_probabilities(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> None:

@@ -21,8 +21,8 @@ from lastlayer._algebra import State, Statistics, Terms
 if _backends.cpu is not None:
     _backends.cpu.share_threads(str(Path(torch.__file__).parent))
 
+LARGE = 4 << 20  # bytes from which memory is worth a preparation
 PLAIN = (Tensor, torch.nn.Parameter)
-POINTERS = ("cpu", "cuda")  # devices whose tensors hold data, and float64
 
 
 def eager(*tensors: Tensor | None) -> bool:
@@ -33,17 +33,17 @@ def eager(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() > 0:  # FakeTensorMode, make_fx, selective checkpoints: they see each op
         return False
-    given = [t for t in tensors if t is not None]
-    if any(torch._C._functorch.is_legacy_batchedtensor(t) for t in given):  # a backward with is_grads_batched=True
-        return False
-    if forward_ad._current_level >= 0 and any(_tangent(t) is not None for t in given):
-        return False  # our Functions have no forward-mode derivative
+    return all(t is None or _plain(t) for t in tensors)
+
+
+def _plain(t: Tensor) -> bool:
     # Subclasses (FakeTensor, DTensor, the user's own) give torch's operations their own meaning; meta has no data.
-    return all(type(t) in PLAIN and t.device.type in POINTERS and t.layout is torch.strided for t in given)
-
-
-def _tangent(tensor: Tensor) -> Tensor | None:
-    return forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call, no-any-return]
+    if type(t) not in PLAIN or not (t.is_cpu or t.is_cuda) or t.layout is not torch.strided:
+        return False
+    if torch._C._functorch.is_legacy_batchedtensor(t):  # a backward with is_grads_batched=True
+        return False
+    # Our Functions have no forward-mode derivative.
+    return forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
 
 
 def fused(z: Tensor, *constants: Tensor | None) -> bool:
@@ -109,9 +109,7 @@ class _RowStatistics(torch.autograd.Function):
         weight = None if cotangents.cross is None else weight
         if not eager(*upstream):  # several at once, by vmap
             return _algebra.gradient(z.double(), state, numbers, target, weight).to(z.dtype), None, None, None
-        backend = _backends.choose(z)
-        out = backend.reserve(torch.empty_like(z))
-        return backend.gradient(z, state, numbers, target, weight, out=out), None, None, None
+        return _backends.choose(z).gradient(z, state, numbers, target, weight, out=_like(z)), None, None, None
 
 
 def _second_order(
@@ -143,6 +141,8 @@ def row_statistics(
     """
     if fused(z, target, weight):
         index = None if target is None else target.contiguous()
+        if not (torch.is_grad_enabled() and z.requires_grad):
+            return _backends.choose(z).statistics(z, index, weight, entropy)[0]  # type: ignore[no-any-return]
         return Statistics(*_RowStatistics.apply(z, index, weight, entropy))  # type: ignore[no-untyped-call]
     return composite(wide(z), target, weight, entropy)
 
@@ -170,10 +170,8 @@ class _RowLoss(torch.autograd.Function):
         ctx: Any, z: Tensor, target: Tensor | None, u: Tensor | None, terms: Terms, ignored: int, dtype: torch.dtype
     ) -> Tensor:
         ctx.save_for_backward(z, target, u)
-        ctx.terms, ctx.ignored, ctx.ready = terms, ignored, None
-        if not _offloads():
-            backend = _backends.choose(z)
-            ctx.ready = backend.reserve(torch.empty_like(z))
+        ctx.terms, ctx.ignored = terms, ignored
+        ctx.ready = None if _offloads() else _like(z)
         return total_loss(z, target, u, terms, ignored, dtype, ctx.ready)
 
     @staticmethod
@@ -185,9 +183,8 @@ class _RowLoss(torch.autograd.Function):
         z, target, u = ctx.saved_tensors
         if not plain:
             return _derived(z, target, u, ctx.terms, ctx.ignored, upstream.expand(z.shape[0])), *[None] * 5
-        backend = _backends.choose(z)
-        out = backend.reserve(torch.empty_like(z)) if ready is None else ready
-        backend.loss(z, ctx.terms, target, u, ignored=ctx.ignored, scale=upstream.item(), out=out)
+        out = _like(z) if ready is None else ready
+        _backends.choose(z).loss(z, ctx.terms, target, u, ignored=ctx.ignored, scale=upstream.item(), out=out)
         return out, None, None, None, None, None
 
 
@@ -209,10 +206,14 @@ class _RowLosses(torch.autograd.Function):
             return _derived(z, target, u, ctx.terms, ctx.ignored, upstream), *[None] * 5
         slope = upstream.double()
         scaled = Terms(*(None if f is None else f * slope for f in ctx.terms))
-        backend = _backends.choose(z)
-        out = backend.reserve(torch.empty_like(z))
-        backend.loss(z, scaled, target, u, ignored=ctx.ignored, out=out)
+        out = _like(z)
+        _backends.choose(z).loss(z, scaled, target, u, ignored=ctx.ignored, out=out)
         return out, None, None, None, None, None
+
+
+def _like(z: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
+    out = torch.empty_like(z) if layout is torch.preserve_format else torch.empty_like(z, memory_format=layout)
+    return out if out.nbytes < LARGE else _backends.choose(z).reserve(out)
 
 
 def _offloads() -> bool:
@@ -231,7 +232,7 @@ def total_loss(
 ) -> Tensor:
     """Return the sum of the rows' losses, rounded once, and write its gradient to out."""
     total = _backends.choose(z).loss(z, terms, target, weight, ignored=ignored, out=out)
-    return torch.tensor(total, dtype=dtype, device=z.device)
+    return torch.scalar_tensor(total, dtype=dtype, device=None if z.is_cpu else z.device)
 
 
 def each_loss(
@@ -305,9 +306,7 @@ class _RowSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, dim: int, log: bool) -> Tensor:
-        backend = _backends.choose(input)
-        out: Tensor = backend.reserve(torch.empty_like(input, memory_format=torch.contiguous_format))
-        write_softmax(input, dim, log, out)
+        out = write_softmax(input, dim, log, _empty_result(input))
         ctx.save_for_backward(out)
         ctx.dim, ctx.log = dim, log
         return out
@@ -338,6 +337,10 @@ def _log_softmax_gradient(logp: Tensor, upstream: Tensor, dim: int) -> Tensor:
     return dz
 
 
+def _empty_result(input: Tensor) -> Tensor:
+    return _like(input) if input.is_contiguous() else _like(input, torch.contiguous_format)
+
+
 def write_softmax(input: Tensor, dim: int, log: bool, out: Tensor) -> Tensor:
     """Write softmax or log-softmax along dim into out, of the same shape and dtype; not differentiable."""
     backend, z, tile = _backends.choose(input), rows(input, dim), rows(out, dim)
@@ -350,7 +353,9 @@ def write_softmax(input: Tensor, dim: int, log: bool, out: Tensor) -> Tensor:
 def softmax(input: Tensor, dim: int, *, log: bool = False) -> Tensor:
     """Return softmax or log-softmax along dim of a floating tensor with dimensions and elements, in its own type."""
     if eager(input):
-        return _RowSoftmax.apply(input, dim, log)  # type: ignore[no-any-return, no-untyped-call]
+        if torch.is_grad_enabled() and input.requires_grad:
+            return _RowSoftmax.apply(input, dim, log)  # type: ignore[no-any-return, no-untyped-call]
+        return write_softmax(input, dim, log, _empty_result(input))
     z = wide(input.movedim(dim, -1))
     result: Tensor = _algebra.log_softmax(z) if log else _algebra.softmax(z)
     return result.to(input.dtype).movedim(-1, dim)
