@@ -357,24 +357,24 @@ void softmax(int dtype, const TileArgs& z, const TileArgs& out_args, bool log, i
 }
 
 // The first row whose target is neither a class nor ignored (-1: none), and how many are ignored.
-std::tuple<int64_t, int64_t> check_targets(uintptr_t target, int64_t rows, int64_t classes, int64_t ignored) {
+std::tuple<int64_t, int64_t> check_targets(uintptr_t target, int64_t rows, int64_t classes, int64_t ignored, int threads) {
   nb::gil_scoped_release release;
   const int64_t* y = at<const int64_t>(target);
-  constexpr int64_t block = 4096;
-  int64_t skipped = 0;
-  for (int64_t from = 0; from < rows; from += block) {
-    const int64_t to = std::min(rows, from + block);
-    int64_t bad = 0;
-    for (int64_t i = from; i < to; ++i) {
+  std::atomic<int64_t> all_bad{0}, all_skipped{0};
+  parallel(rows, 1, 1, threads, [&](int64_t begin, int64_t end) {
+    int64_t skipped = 0, bad = 0;
+    for (int64_t i = begin; i < end; ++i) {
       const bool skip = y[i] == ignored;
       skipped += skip;
-      bad += static_cast<uint64_t>(y[i]) >= static_cast<uint64_t>(classes) && !skip;
+      bad += !skip & (static_cast<uint64_t>(y[i]) >= static_cast<uint64_t>(classes));
     }
-    if (!bad) continue;
-    for (int64_t i = from;; ++i)
-      if (y[i] != ignored && static_cast<uint64_t>(y[i]) >= static_cast<uint64_t>(classes)) return {i, skipped};
-  }
-  return {-1, skipped};
+    all_skipped += skipped;
+    all_bad += bad;
+  });
+  if (!all_bad) return {-1, all_skipped};
+  int64_t first = 0;
+  while (y[first] == ignored || static_cast<uint64_t>(y[first]) < static_cast<uint64_t>(classes)) ++first;
+  return {first, all_skipped};
 }
 
 }  // namespace
@@ -389,7 +389,7 @@ NB_MODULE(_native, m) {
         "An environment variable now, or None: a tenth of what os.environ takes.");
   m.def("share_threads", &share_threads, "directory"_a, "Use the threads of the OpenMP runtime loaded from there.");
   m.def("reserve", &reserve, "address"_a, "bytes"_a, "Ask for huge pages behind memory that is not yet touched.");
-  m.def("check_targets", &check_targets, "target"_a, "rows"_a, "classes"_a, "ignored"_a);
+  m.def("check_targets", &check_targets, "target"_a, "rows"_a, "classes"_a, "ignored"_a, "threads"_a);
   m.def("fold", &fold, "dtype"_a, "z"_a, "weight"_a, "state"_a, "moment"_a, "threads"_a);
   m.def("statistics", &statistics, "dtype"_a, "z"_a, "weight"_a, "target"_a, "state"_a, "out"_a, "entropy"_a,
         "threads"_a);

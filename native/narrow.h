@@ -131,6 +131,21 @@ inline void weights_to_columns(const Weights& weight, int64_t classes, int64_t b
   rows_to_columns<F>(tile, begin, count, columns);
 }
 
+// e[k] becomes the term of z[k] for k in [begin, end), several at a time.
+template <class F>
+LASTLAYER_INLINE inline void terms_of(const vec<F>* z, int begin, int end, vec<F> from, vec<F>* e) {
+  int k = begin;
+  const auto some = [&](auto size) LASTLAYER_INLINE {
+    for (; k + size <= end; k += size) {
+      for (int i = 0; i < size; ++i) e[k + i] = z[k + i];
+      to_terms<size, F>(e + k, from);
+    }
+  };
+  some(std::integral_constant<int, 4>{});
+  some(std::integral_constant<int, 2>{});
+  some(std::integral_constant<int, 1>{});
+}
+
 // Folds columns z with weights u; e receives their terms.
 template <class F, bool with_moment, bool with_weight>
 LASTLAYER_INLINE inline Lanes<F> fold_lanes(const vec<F>* z, int classes, const vec<F>* u, vec<F>* e) {
@@ -145,9 +160,9 @@ LASTLAYER_INLINE inline Lanes<F> fold_lanes(const vec<F>* z, int classes, const 
   for (int j = 0; j < classes; j += 8) {
     const int to = j + 8 < classes ? j + 8 : classes;
     vec<F> term_sum{}, moment_sum{}, spread_sum{}, mass_sum{};
+    terms_of<F>(z, j, to, from, e);
     for (int k = j; k < to; ++k) {
       const mask<F> tie = z[k] == m;
-      e[k] = term<F>(z[k], from);
       if (!proper) e[k] = finite | (z[k] != z[k]) ? e[k] : zero;
       ties -= tie;
       const vec<F> other = tie ? zero : e[k], x = m - z[k];

@@ -230,9 +230,9 @@ def loss(
 def check_targets(target: Array, classes: int, ignored: int) -> tuple[int, int]:
     """Return the first row whose target is neither a class nor ignored (-1: none), and how many are ignored.
 
-    ``target`` is int64 and contiguous. After a wrong one nothing is counted.
+    ``target`` is int64 and contiguous.
     """
-    return _native.check_targets(_address(target), target.shape[0], classes, ignored)
+    return _native.check_targets(_address(target), target.shape[0], classes, ignored, _threads(target))
 
 
 def softmax(z: Array, *, out: Array) -> Array:
