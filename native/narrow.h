@@ -131,19 +131,15 @@ inline void weights_to_columns(const Weights& weight, int64_t classes, int64_t b
   rows_to_columns<F>(tile, begin, count, columns);
 }
 
-// e[k] becomes the term of z[k] for k in [begin, end), several at a time.
+// e[k] becomes the term of z[k] for k in [begin, end), four at a time.
 template <class F>
 LASTLAYER_INLINE inline void terms_of(const vec<F>* z, int begin, int end, vec<F> from, vec<F>* e) {
   int k = begin;
-  const auto some = [&](auto size) LASTLAYER_INLINE {
-    for (; k + size <= end; k += size) {
-      for (int i = 0; i < size; ++i) e[k + i] = z[k + i];
-      to_terms<size, F>(e + k, from);
-    }
-  };
-  some(std::integral_constant<int, 4>{});
-  some(std::integral_constant<int, 2>{});
-  some(std::integral_constant<int, 1>{});
+  for (; k + 4 <= end; k += 4) {
+    for (int i = k; i < k + 4; ++i) e[i] = z[i];
+    to_terms<4, F>(e + k, from);
+  }
+  for (; k < end; ++k) e[k] = term<F>(z[k], from);
 }
 
 // Folds columns z with weights u; e receives their terms.

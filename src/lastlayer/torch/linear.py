@@ -18,6 +18,7 @@ from lastlayer._algebra import Terms
 from lastlayer._linear import Saved
 from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
 from lastlayer.torch.functional import cross_entropy, require_one_device, require_tensors
+from lastlayer.torch.statistics import eager
 
 
 class TorchProducts:
@@ -121,19 +122,24 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        gradients = output[1:]
-        ctx.mark_non_differentiable(*(g for g in gradients if g is not None))
-        ctx.save_for_backward(inputs[0], inputs[1], *gradients)
+        input, weight, bias, ctx.problem, ctx.wanted = inputs
+        ctx.ready = output[1:]  # without a graph of their own, so no cycle; handed out by the first backward
+        ctx.mark_non_differentiable(*(g for g in ctx.ready if g is not None))
+        ctx.save_for_backward(input, weight, bias)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        input, weight, *gradients = ctx.saved_tensors
         g = upstream[0]
         if g is None:
             return (None,) * 5
-        scaled = tuple(None if d is None else d * g.to(d.dtype) for d in gradients)
-        return (*_first_order(scaled, g, input, weight), None, None)
+        input, weight, bias = ctx.saved_tensors
+        ready, ctx.ready = ctx.ready, None
+        with torch.no_grad():
+            gradients = _Fused.forward(input, weight, bias, ctx.problem, ctx.wanted)[1:] if ready is None else ready
+            if not (eager(g) and g.is_cpu and g.item() == 1):
+                gradients = tuple(None if d is None else d.mul_(g.to(d.dtype)) for d in gradients)
+        return (*_first_order(gradients, g, input, weight), None, None)
 
 
 class _Recomputed(torch.autograd.Function):
