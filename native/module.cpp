@@ -272,14 +272,15 @@ void fold(int dtype, const TileArgs& z, const WeightArgs& weight, uintptr_t stat
   parallel(n, 1, rows.z.classes, threads, [&](int64_t begin, int64_t end) { active->fold(rows, begin, end); });
 }
 
-// `state` is one block of 3 x rows doubles: max, rest, mass; `out` one of 4 x rows: logsumexp, logprob, entropy, cross.
+// `state` is one block of 3 x rows doubles: max, rest, mass (0: not wanted); `out` one of 4 x rows: logsumexp, logprob,
+// entropy, cross.
 void statistics(int dtype, const TileArgs& z, const WeightArgs& weight, uintptr_t target, uintptr_t state_at,
                 uintptr_t out_at, bool entropy, int threads) {
   nb::gil_scoped_release release;
   Rows rows = rows_of(dtype, z, weight, target);
   const int64_t n = rows.z.rows;
   double *s = at<double>(state_at), *o = at<double>(out_at);
-  rows.state = {s, s + n, nullptr, nullptr, rows.weight.data ? s + 2 * n : nullptr};
+  if (s) rows.state = {s, s + n, nullptr, nullptr, rows.weight.data ? s + 2 * n : nullptr};
   const Statistics out{o, target ? o + n : nullptr, entropy ? o + 2 * n : nullptr, rows.weight.data ? o + 3 * n : nullptr};
   with_states(rows, entropy, threads, [&](const Rows& rows, const LongRows&) {
     parallel(n, 1, rows.folded ? 1 : rows.z.classes, threads,

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import lastlayer
 import lastlayer.torch as F
+from lastlayer import _backends
+from lastlayer._algebra import Terms
 from timed.rounds import Job
 
 SMOOTHING = 0.1
@@ -101,27 +103,16 @@ def of_pytorch(logits: Logits) -> dict[str, Job]:
     return with_names_of_torch(T, torch, logits)
 
 
-# HOOK: kernels called without autograd, on memory that was touched before, by operation. A line for the gradient:
-#     "gradient out=": lambda logits: lambda: F.cross_entropy_value_and_grad(logits.z, logits.y, out=logits.touched)
-# Its result, loss and gradient, is compared with that of "step"; the bar in bars.py is met by this name.
-KERNELS: dict[str, Callable[[Logits], Job]] = {}
-
-
-def takes_out() -> bool:
-    """Return whether our softmax takes out=."""
-    try:
-        F.softmax(torch.zeros(1), -1, out=torch.zeros(1))  # type: ignore[call-arg]
-    except TypeError:
-        return False
-    return True
+def gradient_into(logits: Logits) -> Job:
+    """Return the kernel of the training step alone: loss and gradient of the mean into memory that is there."""
+    out, terms, backend = logits.touched, Terms(1 / len(logits.z), None, None), _backends.choose(logits.z)
+    return lambda: (torch.tensor(backend.loss(logits.z, terms, logits.y, out=out)), out)
 
 
 def of_lastlayer(logits: Logits) -> dict[str, Job]:
     """Ours, the torch front end."""
     jobs = with_names_of_torch(F, F, logits)
-    if not takes_out():
-        jobs = {operation: job for operation, job in jobs.items() if not operation.endswith("out=")}
-    jobs |= {operation: kernel(logits) for operation, kernel in KERNELS.items()}
+    jobs["gradient out="] = gradient_into(logits)
     if len(logits.z) == 1:
         jobs |= {f"{name}, one thread": on_one_thread(jobs[name]) for name in ("logsumexp", "forward", "step")}
     return jobs

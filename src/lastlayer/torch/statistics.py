@@ -142,7 +142,7 @@ def row_statistics(
     if fused(z, target, weight):
         index = None if target is None else target.contiguous()
         if not (torch.is_grad_enabled() and z.requires_grad):
-            return _backends.choose(z).statistics(z, index, weight, entropy)[0]  # type: ignore[no-any-return]
+            return _backends.choose(z).statistics(z, index, weight, entropy, keep=False)[0]  # type: ignore[no-any-return]
         return Statistics(*_RowStatistics.apply(z, index, weight, entropy))  # type: ignore[no-untyped-call]
     return composite(wide(z), target, weight, entropy)
 
