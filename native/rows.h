@@ -35,7 +35,6 @@ struct Factor {
   const double* rows;
 
   bool none() const { return scale == 0; }
-  double at(int64_t i) const { return rows ? scale * rows[i] : scale; }
 };
 
 struct Coefficients {
