@@ -594,7 +594,7 @@ void loss_rows(const LossCall& call, int64_t begin, int64_t end) {
     // A factor of 0 silences its term, infinite or not.
     if (!call.nll.none()) loss += select(nll != 0.0, nll * ((s.top() - target_logits<T>(rows, group)) + log_sum), zero);
     if (!call.cross.none()) loss += select(cross != 0.0, cross * (s.spread + s.mass * log_sum), zero);
-    const vec_double<F> lse = s.top() + log_sum;
+    const vec_double<F> lse = s.top() + s.log1p_rest();
     if (!call.square.none()) loss += select(square != 0.0, square * lse * lse, zero);
     if (call.losses) to_memory<F>(call.losses + group.first, group.count, loss);
     if (call.subtotals) {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lastlayer import _algebra
-from lastlayer._algebra import Coefficients, State
+from lastlayer._algebra import Coefficients, State, Terms
 from lastlayer._backends import reference
 
 Floats = np.ndarray[Any, Any]
@@ -117,6 +117,103 @@ def gradient_is_exact(backend: Any, z: Floats, numbers: Coefficients, target: Fl
     inside = z.copy()
     backend.gradient(inside, state, numbers, target, weight, out=inside)
     assert inside.tobytes() == got.tobytes(), f"{what}: in place differs"
+
+
+def some_rows(terms: Terms, rows: Any) -> Terms:
+    """Return the factors of some rows."""
+    return Terms(*(factor[rows] if isinstance(factor, np.ndarray) else factor for factor in terms))
+
+
+def composed_loss(
+    z: Floats, terms: Terms, target: Any, weight: Any, scale: float, softcap: float | None
+) -> tuple[Floats, Floats]:
+    """Return the losses of rows and their gradient as the specification composes them, in float64."""
+    z, weight = wide(z), None if weight is None else wide(weight)
+    state = _algebra.fold(z, weight)
+    found = _algebra.finish(state, None if target is None else z[np.arange(len(z)), target])
+    numbers = _algebra.numbers_of(found, state.mass, terms, scale)
+    return _algebra.loss(found, terms), _algebra.gradient(z, state, numbers, target, weight, 0, softcap)
+
+
+def dense_loss(
+    z: Floats, terms: Terms, target: Any, weight: Any, scale: float, softcap: float | None
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the same by the plain formulas in z's own precision, and the sizes of what is added up in them."""
+    z = z.astype(np.float64 if z.dtype == np.float64 else np.float32)
+    u = np.zeros_like(z[0]) if weight is None else weight.astype(z.dtype)
+    nll, cross, square = (np.broadcast_to(z.dtype.type(0) if f is None else f, len(z)).astype(z.dtype) for f in terms)
+    m = z.max(-1)
+    w = np.exp(z - m[:, None])
+    s = w.sum(-1)
+    lse, spread = m + np.log(s), np.where(u != 0, u * (m[:, None] - z), 0).sum(-1)
+    hit = np.zeros_like(z) if target is None else (np.arange(z.shape[1]) == target[:, None]).astype(z.dtype)
+    parts = [nll * (lse - np.where(hit != 0, z, 0).sum(-1)), cross * (spread + u.sum(-1) * np.log(s)), square * lse**2]
+    slopes = [nll, cross * u.sum(-1), 2 * square * lse]
+    dz = (w / s[:, None]) * sum(slopes)[:, None] - nll[:, None] * hit - cross[:, None] * u
+    cap = 1 if softcap is None else 1 - (z / z.dtype.type(softcap)) ** 2
+    apart = np.abs(square) * (np.abs(m) + np.log(s))  # lse is their sum, and may be small
+    loss_size = sum(np.abs(part) for part in parts) + apart * np.abs(lse)
+    slope_size = sum(np.abs(slope) for slope in slopes) + apart + np.abs(cross) * u.max(initial=0)
+    return sum(parts), scale * dz * cap, loss_size, np.abs(scale) * slope_size
+
+
+def loss_is_exact(
+    backend: Any,
+    z: Floats,
+    terms: Terms,
+    target: Any = None,
+    weight: Any = None,
+    *,
+    ignored: int = -1,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> None:
+    """A backend's losses, their sum and their gradient are those of the rows that count; all others are 0."""
+    live = np.ones(len(z), bool) if target is None else target != ignored
+    chosen = None if target is None else target[live]
+    arguments = (
+        z[live], some_rows(terms, live), chosen, weight[live] if np.ndim(weight) == 2 else weight, scale, softcap,
+    )  # fmt: skip
+    exact, exact_dz = np.zeros(len(z)), np.zeros(z.shape)
+    dense, dense_dz, size, slope = np.zeros(len(z)), np.zeros(z.shape), np.zeros(len(z)), np.zeros(len(z))
+    with np.errstate(all="ignore"):
+        exact[live], exact_dz[live] = composed_loss(*arguments)
+        dense[live], dense_dz[live], size[live], slope[live] = dense_loss(*arguments)
+    losses, dz = np.full(len(z), np.nan), np.full_like(z, np.nan)
+    size, slope = np.nan_to_num(size, posinf=0), np.nan_to_num(slope, posinf=0)  # a row that is compared exactly
+    options: dict[str, Any] = {"ignored": ignored, "scale": scale, "softcap": softcap}
+    total = backend.loss(z, terms, target, weight, losses=losses, out=dz, **options)
+    what, kind = f"{z.dtype} {z.shape} {terms}", np.float64 if z.dtype == np.float64 else np.float32
+    roundings = 8 * z.shape[1]  # three more: the factor, the sum of three terms, the softcap's factor
+    assert_within(losses[:, None], exact[:, None], dense[:, None], kind, f"loss of {what}", roundings, size)
+    assert_within(dz, exact_dz, dense_dz, z.dtype, f"gradient of {what}", roundings, slope)
+    sum_size = np.abs(losses).sum() * spacing(np.float64) * len(z)
+    np.testing.assert_allclose(total, losses.sum(), rtol=0, atol=sum_size if np.isfinite(sum_size) else 0, err_msg=what)
+    alone = backend.loss(z, terms, target, weight, **options)
+    np.testing.assert_array_equal(alone, total, err_msg=what)
+    for name, (other, out) in other_layouts(z).items():
+        again = np.full(len(z), np.nan)
+        np.testing.assert_array_equal(
+            backend.loss(other, terms, target, weight, losses=again, out=out, **options),
+            total,
+            err_msg=f"{name}, {what}",
+        )
+        np.testing.assert_array_equal(again, losses, err_msg=f"{name}, {what}")
+        np.testing.assert_array_equal(wide(out), wide(dz), err_msg=f"{name}, {what}")
+
+
+def other_layouts(z: Floats) -> dict[str, tuple[Floats, Floats]]:
+    """Return copies of z of other strides, each with where to write: itself, or memory of other strides still."""
+    gaps = np.full((len(z), 2 * z.shape[1]), np.nan, z.dtype)
+    gaps[:, ::2] = z
+    beside, inside = np.asfortranarray(z), z.copy()
+    return {
+        "in place": (inside, inside),
+        "every second class": (gaps[:, ::2], np.full_like(z, np.nan)),
+        "every second class, in place": (gaps[:, ::2], gaps[:, ::2]),
+        "transposed": (beside, np.full_like(beside, np.nan)),
+        "to every second class": (z, np.full_like(gaps, np.nan)[:, ::2]),
+    }
 
 
 def rows_are_exact(backend: Any, name: str, z: Floats) -> None:

@@ -1,63 +1,264 @@
 """Break the kernels on purpose, one line at a time, and expect the laws to fail each time: ``make mutants``.
 
-Each mutant is an edit of native/; it is built beside the package and the backend tests run against it.
+Each mutant is an edit of native/. What it touches is compiled for the best instruction set of this machine only, with
+-O1, and linked beside a copy of the package; the tests of that instruction set run against it. Words given as arguments
+choose the mutants that are described by all of them.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import queue
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MUTANTS = [
-    ("rows.cpp", "buffer[i] = -std::numeric_limits<F>::infinity()", "buffer[i] = 0", "a tail padded with logit 0"),
     (
         "rows.cpp",
-        "const double gap = m - max, decay = std::exp(-gap)",
-        "const double gap = m - max, decay = 1",
-        "no rescaling",
+        "store(last, load_some(z + i, 1, n - i, static_cast<F>(-infinity)));",
+        "store(last, load_some(z + i, 1, n - i, F(0)));",
+        "a tail padded with logit 0",
     ),
-    ("rows.cpp", "if (raised && count > 0) count -= 1;", "", "the maximum counted with the rest"),
-    ("rows.cpp", "const vec<F> e = tie ? zero : exp_scaled", "const vec<F> e = exp_scaled", "ties counted twice"),
-    ("rows.cpp", "moments += (e > zero ? -x : zero) * e", "moments += -x * e", "0 times infinity in the moment"),
-    ("rows.cpp", "spreads += u != zero ? -x * u : zero", "spreads += -x * u", "0 times infinity in the spread"),
-    ("rows.cpp", "if (infinite) x = tie ? zero : x;", "", "-inf minus -inf"),
-    ("rows.cpp", "(top_slope + base) - q * top_slope);", "(1 - q) * top_slope + base);", "cancellation at the maximum"),
-    ("rows.cpp", "const double base = gamma + (u", "const double base = (u", "no gamma"),
-    ("rows.cpp", "x = x < floor ? floor : x;", "", "0 times infinity in the gradient"),
-    ("rows.cpp", "if (u) dz += d * weights_at(j);", "", "no delta"),
-    ("rows.cpp", "call.target[i] - call.first_class", "call.target[i]", "the block's first class forgotten"),
-    ("rows.cpp", "const bool here = y >= 0 &&", "const bool here = y > 0 &&", "class 0 is no target"),
-    ("rows.cpp", "if (alpha == 0 && beta == 0 && gamma == 0 && delta == 0) {", "if (false) {", "ignored rows poison"),
-    ("rows.cpp", "return call.inverse_softcap != 0 ? dz", "return false ? dz", "no softcap factor"),
-    ("rows.cpp", "e * unit + e * unit_low", "e * unit * unit_low", "softmax times its own correction"),
-    ("exp.h", "- k * T::ln2_low) + low;", "- k * T::ln2_low);", "the rounding of z - m not put back"),
     (
-        "exp.h",
-        "static constexpr float ln2_high = 0x1.63p-1f",
-        "static constexpr float ln2_high = 0x1.62p-1f",
-        "a wrong ln 2",
+        "rows.cpp",
+        "const double factor = gap > 0 ? decay(level[0], higher[0]) : 0;",
+        "const double factor = 1;",
+        "no rescaling when the maximum grows",
     ),
-    ("exp.h", "return gone ? vec<F>{} : e;", "return e;", "no underflow to 0"),
-    ("exp.h", "0.1666666668f, 0.5000000013f", "0.1666666668f, 0.500013f", "a coefficient off in the fifth digit"),
-    ("narrow.h", "vec_double<F>) - 1.0", "vec_double<F>)", "few classes: the maximum counted with the rest"),
-    ("narrow.h", "y == static_cast<Index>(j)", "y == static_cast<Index>(j + 1)", "few classes: the wrong target"),
-    ("narrow.h", "(top_slope + exact) - q * top_slope", "(1.0 - q) * top_slope + exact", "few classes: cancellation"),
+    ("rows.cpp", "moments.add(gap * terms.total);", "", "the moment not shifted when the maximum grows"),
+    (
+        "rows.cpp",
+        "select(masses.total != 0.0, masses.total * gap, vec_double<F>{})",
+        "masses.total * gap",
+        "0 times infinity when the maximum grows",
+    ),
+    (
+        "rows.cpp",
+        "(__builtin_popcount(lanes_of(tie)) - 1);",
+        "__builtin_popcount(lanes_of(tie));",
+        "the maximum counted with the rest",
+    ),
+    ("rows.cpp", "e = tie ? zero : term<F>(top, from);", "e = term<F>(top, from);", "ties counted twice"),
+    (
+        "rows.cpp",
+        "return smaller(y, splat(std::numeric_limits<F>::max())) * e;",
+        "return y * e;",
+        "0 times infinity in the moment",
+    ),
+    (
+        "rows.cpp",
+        "(weight[k] != zero) & (zk != level) ? (level - zk) * weight[k] : zero;",
+        "(level - zk) * weight[k];",
+        "0 times infinity in the spread",
+    ),
+    ("rows.cpp", "lost += (total - (sum - back)) + (v - back);", "", "what the sum of doubles rounds off is lost"),
+    (
+        "rows.cpp",
+        "const double total = factor * (1 + lost.rest);",
+        "const double total = factor * lost.rest;",
+        "merge forgets the lesser maximum",
+    ),
+    ("rows.cpp", "(factor > 0 ? gap : 0) * total", "gap * total", "0 times infinity in merge"),
+    ("rows.cpp", "(lost.mass != 0 ? gap * lost.mass : 0);", "0;", "merge does not shift the spread"),
+    ("rows.cpp", "z == max ? 1 : z == z ? 0 : nan;", "z == max ? 1 : 0;", "NaN beside an infinite maximum forgotten"),
+    (
+        "rows.cpp",
+        "to = k + 1 < parts ? from + segment : row.classes;",
+        "to = from + segment;",
+        "the end of a long row not folded",
+    ),
+    (
+        "rows.cpp",
+        "factor / (1.0 + s.rest) + s.undefined();",
+        "factor / (1.0 + s.rest);",
+        "a softmax where there is no distribution",
+    ),
+    (
+        "rows.cpp",
+        "if (off && j + w - off < out.to) some(w - off);",
+        "if (off && j + w - off < out.to) j += w - off;",
+        "around the caches: the head of a row not written",
+    ),
+    (
+        "rows.cpp",
+        "if (off && j + w - off < out.to) some(w - off);",
+        "",
+        "around the caches: stores that are not aligned",
+    ),
+    (
+        "rows.cpp",
+        "          return e * unit + e * unit_low;",
+        "          return e * unit + unit_low;",
+        "softmax plus its own correction",
+    ),
+    (
+        "rows.cpp",
+        "if (alpha == 0 && beta == 0 && gamma == 0 && delta == 0) return",
+        "if (false) return",
+        "ignored rows poison",
+    ),
+    (
+        "rows.cpp",
+        "const double dz = x == 0 && rest < 1 ? (top_slope + base) - q * top_slope : p * slope + base;",
+        "const double dz = p * slope + base;",
+        "cancellation at the maximum",
+    ),
+    (
+        "rows.cpp",
+        "dz = top ? to_narrow<F>((top_slope + base) - q * top_slope) : dz;",
+        "",
+        "cancellation at a weighted maximum",
+    ),
+    ("rows.cpp", "const double base = gamma + (u", "const double base = (u", "no gamma"),
+    ("rows.cpp", "dz += d * weight;", "", "no delta"),
+    (
+        "rows.cpp",
+        "call.rows.target[i] - call.first_class : -1",
+        "call.rows.target[i] : -1",
+        "the block's first class forgotten",
+    ),
+    ("rows.cpp", "const bool here = y >= call.out.from", "const bool here = y > call.out.from", "class 0 is no target"),
+    ("rows.cpp", "x = x < floor ? floor : x;", "", "0 times infinity in the gradient"),
+    (
+        "rows.cpp",
+        "return call.inverse_softcap != 0 ? dz * (one - t * t) : dz + zero;",
+        "return dz + zero;",
+        "no softcap factor",
+    ),
+    ("rows.cpp", "if (rows.target) live = live &", "if (false) live = live &", "ignored rows have a loss"),
+    (
+        "rows.cpp",
+        "{call.scale * alpha, zero, -call.scale * nll, -call.scale * cross}",
+        "{alpha, zero, zero - nll, zero - cross}",
+        "the gradient of the loss not scaled",
+    ),
+    ("rows.cpp", "if (!call.cross.none()) alpha += cross * s.mass;", "", "no mass in the slope of the loss"),
+    (
+        "rows.cpp",
+        "select(square != 0.0, square * lse * lse, zero)",
+        "square * lse * lse",
+        "0 times infinity in the loss",
+    ),
+    (
+        "rows.cpp",
+        "call.subtotals[(next - 1) / call.batch] =",
+        "call.subtotals[0] =",
+        "subtotals written over each other",
+    ),
+    ("narrow.h", "vec<F>)) - 1.0;", "vec<F>));", "few classes: the maximum counted with the rest"),
     (
         "narrow.h",
-        "columns[j] = loud ? dz + nothing : zero",
-        "columns[j] = dz + nothing",
+        "const vec<F> other = tie ? zero : e[k],",
+        "const vec<F> other = e[k],",
+        "few classes: ties counted twice",
+    ),
+    (
+        "narrow.h",
+        "moment_sum += smaller(x, large) * other;",
+        "moment_sum += x * other;",
+        "few classes: 0 times infinity in the moment",
+    ),
+    (
+        "narrow.h",
+        "(u[k] != zero) & ~tie ? x * u[k] : zero;",
+        "x * u[k];",
+        "few classes: 0 times infinity in the spread",
+    ),
+    (
+        "narrow.h",
+        "finite | (z[k] != z[k]) ? e[k] : zero;",
+        "finite ? e[k] : zero;",
+        "few classes: NaN beside an infinite maximum forgotten",
+    ),
+    (
+        "narrow.h",
+        "return to_narrow<F>((top_slope + base) - q * top_slope);",
+        "return to_narrow<F>((1.0 - q) * top_slope + base);",
+        "few classes: cancellation at the maximum",
+    ),
+    (
+        "narrow.h",
+        "at_target = y == static_cast<Index>(j), top",
+        "at_target = y == static_cast<Index>(j + 1), top",
+        "few classes: the wrong target",
+    ),
+    (
+        "narrow.h",
+        "group.z[j] = loud ? dz + nothing : zero;",
+        "group.z[j] = dz + nothing;",
         "few classes: ignored rows poison",
     ),
-    ("narrow.h", "if (call.inverse_softcap != 0) dz", "if (false) dz", "few classes: no softcap factor"),
-    ("narrow.h", "call.target[row] - call.first_class", "call.target[row]", "few classes: the first class forgotten"),
-    ("narrow.h", "z[j] > m ? z[j] : m", "z[j] < m ? z[j] : m", "few classes: the least for the largest"),
-    ("vec.h", "(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16", "bfloat16 truncated"),
+    ("narrow.h", "if (capped) dz *= one - t * t;", "", "few classes: no softcap factor"),
+    (
+        "narrow.h",
+        "targets_of<F>(rows, first, count) - first_class;",
+        "targets_of<F>(rows, first, count);",
+        "few classes: the first class forgotten",
+    ),
+    ("narrow.h", "(y >= int64_t{0})", "(y >= int64_t{1})", "few classes: class 0 is no target"),
+    (
+        "narrow.h",
+        "even[i] = every_other(x[2 * i], x[2 * i + 1], lanes, false);",
+        "even[i] = every_other(x[2 * i], x[2 * i + 1], lanes, true);",
+        "few classes: rows split wrongly",
+    ),
+    (
+        "narrow.h",
+        "x[2 * i] = zipped(even[i], odd[i], lanes, false);",
+        "x[2 * i] = zipped(odd[i], even[i], lanes, false);",
+        "few classes: rows joined wrongly",
+    ),
+    (
+        "narrow.h",
+        "columns[j] = load(data + j * tile.class_stride);",
+        "columns[j] = load(data + j * w);",
+        "few classes: a transposed tile read at another stride",
+    ),
+    ("exp.h", "- r[i] * T::ln2_low) + low[i];", "- r[i] * T::ln2_low);", "the rounding of z - m not put back"),
+    ("exp.h", "ln2_high = 0x1.63p-1f", "ln2_high = 0x1.62p-1f", "a wrong ln 2"),
+    ("exp.h", "z[i] = x[i] < S::lowest ? vec<F>{} : q[i];", "z[i] = q[i];", "no underflow to 0"),
+    ("exp.h", "0.1666666668f, 0.5000000013f", "0.1666666668f, 0.500013f", "a coefficient off in the fifth digit"),
+    ("exp.h", "0.16666666666666671, 0.5}", "0.16666666667, 0.5}", "a coefficient of doubles off in the eleventh digit"),
+    ("exp.h", "(lost - s * (g - t * q))", "(0.0 - s * (g - t * q))", "log1p of a small number is 0"),
+    ("exp.h", "0.666666666666666969}", "0.66666666666}", "a coefficient of log1p off in the eleventh digit"),
+    ("vec.h", "rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16,", "rounded = bits >> 16,", "bfloat16 truncated"),
+    (
+        "vec.h",
+        "static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)",
+        "static_cast<uint16_t>(bits >> 16)",
+        "bfloat16 truncated one by one",
+    ),
+    (
+        "module.cpp",
+        "part + 1 < parts ? (part + 1) * segment : classes",
+        "(part + 1) * segment",
+        "the end of a long row that is shared out not visited",
+    ),
+    (
+        "module.cpp",
+        "(row * rows.weight.row_stride + from) * weight_size",
+        "(row * rows.weight.row_stride) * weight_size",
+        "a segment takes the weights of the first",
+    ),
+    ("module.cpp", "if (split.split) call.out.tile.data = nullptr;", "", "a long row's gradient written twice"),
+    ("module.cpp", "/ given.z.classes / 64 * 64", "/ given.z.classes", "subtotals of batches that end within a group"),
+    (
+        "module.cpp",
+        "bad += !skip & (static_cast<uint64_t>(y[i]) >=",
+        "bad += !skip & (static_cast<uint64_t>(y[i]) >",
+        "a target one past the last class",
+    ),
+    ("module.cpp", "skipped += skip;", "", "ignored targets not counted"),
 ]
+TESTS = ("test_backends.py", "test_loss.py", "test_accuracy.py", "test_threads.py")
 RUN = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
@@ -65,7 +266,7 @@ sys.path.insert(0, {site!r})
 import lastlayer._native
 assert lastlayer._native.__file__.startswith({site!r}), lastlayer._native.__file__
 import pytest
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "error", *{tests!r}]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "error", *{arguments!r}]))
 """
 
 
@@ -73,49 +274,104 @@ def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def build(source: Path, site: Path) -> None:
-    """Build the native module of ``source`` into the package copy in ``site``."""
-    for command in (
-        ("cmake", "-S", str(source), "-B", str(source / "build"), f"-DPython_EXECUTABLE={sys.executable}", "-Wno-dev"),
-        ("cmake", "--build", str(source / "build"), "-j2"),
-        ("cmake", "--install", str(source / "build"), "--prefix", str(site)),
-    ):
-        done = run(*command)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+def expect(*command: str, cwd: Path = ROOT) -> str:
+    done = run(*command, cwd=cwd)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout
 
 
-def tests_pass(site: Path) -> bool:
-    """Run the backend tests and the digits against the package copy."""
-    tests = [str(ROOT / "tests" / "test_backends.py"), str(ROOT / "tests" / "test_accuracy.py")]
-    done = run(sys.executable, "-c", RUN.format(site=str(site), tests=tests))
-    (site / "log").write_text(done.stdout + done.stderr)
-    return done.returncode == 0
+class Build:
+    """One copy of the sources, its objects, and a copy of the package with the module that they are linked to."""
+
+    def __init__(self, place: Path) -> None:
+        self.native, self.site, self.objects = place / "native", place / "site", place / "build"
+        self.native.parent.mkdir(parents=True)
+        shutil.copytree(
+            ROOT / "src" / "lastlayer", self.site / "lastlayer", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        shutil.copytree(ROOT / "native", self.native)
+        shutil.copy(ROOT / "CMakeLists.txt", place)
+        options = (f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-Wno-dev")
+        expect("cmake", "-S", str(place), "-B", str(self.objects), *options)
+        self.commands = [
+            [*shlex.split(entry["command"].replace("-O3", "-O1")), "-w"]
+            for entry in json.loads((self.objects / "compile_commands.json").read_text())
+        ]
+        self.stale = ""  # the source that the objects were last compiled from in a broken state
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.compile, self.commands))
+        self.link()
+
+    def compile(self, command: list[str]) -> None:
+        expect(*command, cwd=self.objects)
+
+    def link(self) -> None:
+        objects = [str(self.objects / command[command.index("-o") + 1]) for command in self.commands]
+        module = self.site / "lastlayer" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+        expect(self.commands[0][0], "-shared", "-o", str(module), *objects, "-pthread", "-ldl")
+
+    def make(self, source: str, isa: str) -> None:
+        """Compile what a source is part of, for one instruction set, and what was broken before; link."""
+        for changed in {source, self.stale} - {""}:
+            unit = (f"-DLASTLAYER_ISA={isa}",) if changed == "rows.cpp" else ()
+            for command in self.commands:
+                if any(word.endswith(f"native/{changed}") for word in command) and all(u in command for u in unit):
+                    self.compile(command)
+        self.stale = source
+        self.link()
+
+    def instruction_sets(self) -> list[str]:
+        """Return those of this machine, best first."""
+        code = "import _native; print(*_native.instruction_sets())"
+        return expect(sys.executable, "-c", code, cwd=self.site / "lastlayer").split()
+
+    def passes(self, others: list[str]) -> bool:
+        """Run the kernels' tests against this package, without those of other backends."""
+        names = " and ".join(f"not {name}" for name in ("reference", *(f"cpu-{isa}" for isa in others)))
+        arguments = ["-k", names, *(str(ROOT / "tests" / name) for name in TESTS)]
+        done = run(sys.executable, "-c", RUN.format(site=str(self.site), arguments=arguments))
+        (self.site / "log").write_text(done.stdout + done.stderr)
+        return done.returncode == 0
+
+    def survives(self, mutant: tuple[str, str, str, str], isas: list[str]) -> bool:
+        """Tell whether no test notices an edit."""
+        name, old, new, what = mutant
+        file, text = self.native / name, (ROOT / "native" / name).read_text()
+        file.write_text(text.replace(old, new))
+        self.make("module.cpp" if name == "module.cpp" else "rows.cpp", isas[0])
+        survived = self.passes(isas[1:])
+        print(f"{'SURVIVED' if survived else 'caught  '} {what}", flush=True)
+        file.write_text(text)
+        return survived
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as place:
-        source, site = Path(place) / "source", Path(place) / "site"
-        source.mkdir()
-        shutil.copytree(ROOT / "src" / "lastlayer", site / "lastlayer", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "native", source / "native")
-        shutil.copy(ROOT / "CMakeLists.txt", source)
-        build(source, site)
-        if not tests_pass(site):
-            print((site / "log").read_text()[-3000:], "the unbroken kernels fail: nothing to learn from mutants")
+    chosen = [mutant for mutant in MUTANTS if all(word in mutant[3] for word in sys.argv[1:])]
+    for name, old, _, _ in chosen:
+        assert (ROOT / "native" / name).read_text().count(old) == 1, f"{name}: not one {old!r}: update tests/mutants.py"
+    workers = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(workers) as pool:
+        builds = list(pool.map(Build, (Path(place) / str(worker) for worker in range(workers))))
+        isas = builds[0].instruction_sets()
+        if not builds[0].passes(isas[1:]):
+            print(
+                (builds[0].site / "log").read_text()[-3000:], "the unbroken kernels fail: nothing to learn from mutants"
+            )
             return 1
-        survivors, chosen = [], [m for m in MUTANTS if all(word in m[3] for word in sys.argv[1:])]
-        for name, old, new, what in chosen:
-            file = source / "native" / name
-            text = (ROOT / "native" / name).read_text()
-            assert text.count(old) >= 1, f"{name} has no {old!r}: update tests/mutants.py"
-            file.write_text(text.replace(old, new))
-            build(source, site)
-            survived = tests_pass(site)
-            print(f"{'SURVIVED' if survived else 'caught  '} {what}", flush=True)
-            survivors += [what] if survived else []
-            file.write_text(text)
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants caught")
+        free: queue.Queue[Build] = queue.Queue()
+        for build in builds:
+            free.put(build)
+
+        def attempt(mutant: tuple[str, str, str, str]) -> bool:
+            build = free.get()
+            try:
+                return build.survives(mutant, isas)
+            finally:
+                free.put(build)
+
+        survivors = sum(pool.map(attempt, chosen))
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants caught")
     return 1 if survivors else 0
 
 

@@ -200,7 +200,7 @@ def numbers_of(statistics: Statistics, mass: Array, terms: Terms, upstream: Arra
     """Return the four numbers per row of ``loss``, times the incoming gradient."""
     ones = namespace(mass).ones_like(mass)
     nll, cross, square = (None if factor is None else factor * upstream * ones for factor in terms)
-    lse = None if square is None else 2 * square * statistics.logsumexp
+    lse = None if square is None else 2 * times(square, statistics.logsumexp)
     cotangents = Statistics(lse, None if nll is None else -nll, None, cross)
     return coefficients(Statistics(statistics.logsumexp, None, None, None), mass, cotangents)
 

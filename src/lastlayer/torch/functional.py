@@ -482,8 +482,8 @@ def cross_entropy(
         Statistics are float64 and rounded once: the loss of a row never rounds to 0 while its logits are finite, a
         16-bit mean does not overflow, and a constant added to a row changes nothing. Where every row is ignored the
         mean is 0/0: NaN, as in torch, with a gradient of 0. A row with +inf, NaN or -inf only is NaN; label smoothing
-        with a logit of -inf is inf. Where the input requires a gradient, the mean and the sum form it in the same visit of
-        the rows, and hand it out at the first backward: evaluate under ``torch.no_grad()``. Differs from torch:
+        with a logit of -inf is inf. Where the input requires a gradient, the mean and the sum form it in the same visit
+        of the rows, and hand it out at the first backward: evaluate under ``torch.no_grad()``. Differs from torch:
 
         - an ignored row is as good as deleted, even where its logits are NaN: its gradient is 0;
         - a class probability of 0, or a class of weight 0, contributes 0 even where the logit is -inf (torch: NaN);

@@ -62,7 +62,7 @@ def rows(input: Tensor, dim: int) -> Tensor:
     if input.dim() != 2 or dim not in (1, -1):
         moved = input.movedim(dim, -1)
         input = moved.reshape(-1, moved.shape[-1])
-    return input.resolve_neg() if input.is_neg() else input
+    return input.resolve_neg()
 
 
 def like_rows(result: Tensor, input: Tensor, dim: int) -> Tensor:
