@@ -521,7 +521,7 @@ void gradient_row(const GradientCall& call, int64_t i, int k, const Lanes<Statis
       return e * factor + e * factor_low;
     });
   } else {
-    const vec<F> unit = splat(static_cast<F>(std::ldexp(1 / (1 + rest), -Simd<F>::shift))), one = splat(F(1)), zero{};
+    const vec<F> unit = splat(static_cast<F>(std::ldexp(1 / (1 + rest), -Simd<F>::shift))), one = splat(F(1));
     const vec<F> a = splat(static_cast<F>(alpha)), b = splat(static_cast<F>(beta)), d = splat(static_cast<F>(delta));
     const vec<F> logs = splat(static_cast<F>(log_sum)), floor = splat(Simd<F>::lowest);
     const vec<F> softcap = splat(static_cast<F>(call.inverse_softcap));
@@ -539,7 +539,7 @@ void gradient_row(const GradientCall& call, int64_t i, int k, const Lanes<Statis
         }
       }
       const vec<F> t = z * softcap;
-      return call.inverse_softcap != 0 ? dz * (one - t * t) : dz + zero;
+      return call.inverse_softcap != 0 ? dz * (one - t * t) : dz;
     });
   }
   if (here) {

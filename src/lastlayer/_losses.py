@@ -333,7 +333,7 @@ def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
 def times(factor: Array | float, value: Array) -> Array:
     """Return factor * value where a factor of 0 silences any value."""
     with np.errstate(all="ignore"):
-        return np.asarray(np.where(factor != 0, factor * value, 0.0))
+        return np.asarray(_algebra.times(factor, value))
 
 
 def sigmoid(x: Array) -> Array:

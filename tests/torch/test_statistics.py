@@ -236,3 +236,20 @@ def test_the_square_of_an_infinite_logsumexp_is_infinite_whatever_the_budget(bud
 def test_threads_are_shared_only_where_there_is_a_runtime() -> None:
     native = pytest.importorskip("lastlayer._native")
     assert native.share_threads("/nowhere") is False
+
+
+def test_out_may_overlap_the_input() -> None:
+    memory = torch.randn(7, 70)
+    for z, out in ((memory[:6], memory[1:]), (memory, memory), (memory[:, :60], memory[:, 10:])):
+        start = memory.clone()
+        expected = F.softmax(z.clone(), -1)
+        assert torch.equal(F.softmax(z, -1, out=out), expected)
+        memory.copy_(start)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        F.softmax(torch.randn(3, 4), -1, out=torch.empty(1, 4).expand(3, 4))
+
+
+def test_what_is_no_tensor_is_a_type_error() -> None:
+    for input in (None, [[0.0, 1.0]]):
+        with pytest.raises(TypeError, match="input must be a Tensor"):
+            F.cross_entropy(input, torch.tensor([0]))  # type: ignore[arg-type]

@@ -104,14 +104,16 @@ def _rowwise(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool, out:
 
 
 def _rowwise_into(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool, out: Tensor) -> Tensor:
-    """Write to memory that is there: out has the shape and dtype of the result, and shares no memory with the input."""
-    require_tensors(out=out)
+    """Write to memory that is there; where it overlaps the input, or itself, by way of a new tensor."""
+    require_tensors(input=input, out=out)
     expected = input.dtype if dtype is None else dtype
     if torch.is_grad_enabled() and (input.requires_grad or out.requires_grad):
         raise RuntimeError("softmax and log_softmax with out= are not differentiable: leave out away, or use no_grad()")
     known = isinstance(dim, int) and input.shape == out.shape and out.dtype == expected == input.dtype
     if not known or not eager(input, out) or not _takes(input) or input.numel() == 0 or input.dim() == 0:
         return (torch.log_softmax if log else torch.softmax)(input, dim, dtype, out=out)
+    if not out.is_contiguous() or out.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
+        return out.copy_(_softmax(input, dim, log=log))
     return write_softmax(input, dim, log, out)
 
 
@@ -147,6 +149,9 @@ def softmax(
         >>> import lastlayer.torch as F
         >>> F.softmax(torch.tensor([0.0, 0.0, -torch.inf]), dim=0)
         tensor([0.5000, 0.5000, 0.0000])
+        >>> p = torch.empty(2)
+        >>> F.softmax(torch.tensor([0.0, 0.0]), dim=0, out=p) is p
+        True
     """
     require_tensors(input=input)
     if dim is None:
@@ -535,7 +540,9 @@ def _plain_class_indices(input: Tensor, target: Tensor, ignored: int, reduction:
     """Return the mean or sum of the commonest case, with no more questions than it needs; None: ask all of them."""
     if type(target) is not Tensor or target.dtype is not torch.int64 or not target.is_cpu or reduction == "none":
         return None
-    if not eager(input) or input.dtype not in FLOATS or input.dim() != 2 or input.is_neg():
+    if not isinstance(input, Tensor) or not eager(input) or input.dtype not in FLOATS:
+        return None
+    if input.dim() != 2 or input.is_neg():
         return None
     n, backend = input.shape[0], _backends.choose(input)
     if target.shape != (n,) or not target.is_contiguous() or backend is not _backends.cpu or input.numel() == 0:
