@@ -39,7 +39,7 @@ def results(z: Any, weight: Any, target: Any) -> dict[str, Any]:
     numbers = Coefficients(state.rest, state.moment, state.max, state.mass)  # any four
     made = {
         **{f"fold: {name}": value for name, value in state._asdict().items()},
-        **{f"statistics: {name}": value for name, value in found._asdict().items()},
+        **{f"statistics: {name}": value for name, value in found._asdict().items() if value is not None},
         **{f"statistics: {name}": getattr(kept, name) for name in ("max", "rest", "mass")},
         **{"losses": losses, "their sum": total, "their gradient": dz},
         "fold alone": cpu.fold(z).rest,

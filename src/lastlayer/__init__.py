@@ -25,12 +25,14 @@ from lastlayer.functional import (
 from lastlayer.information import entropy, perplexity, surprisal
 from lastlayer.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad
 from lastlayer.sampling import Sample, categorical, multinomial
+from lastlayer.token_mean import TokenMean
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NotLogProbabilityWarning",
     "Sample",
+    "TokenMean",
     "argmax",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_value_and_grad",

@@ -20,6 +20,7 @@ docs/mathematics.md; the native twin is native/rows.cpp.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,12 +39,43 @@ class State(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What losses are functions of. ``cross`` is -sum_j u_j log p_j for the weights u given to the fold."""
+    """What losses are functions of. ``cross`` is -sum_j u_j log p_j for the weights u given to the fold.
+
+    With K targets per row, logprob is (..., K) and ``others`` the log-probability of all classes but these.
+    """
 
     logsumexp: Array
     logprob: Array
     entropy: Array
     cross: Array
+    max: Array = None
+    others: Array = None
+
+
+class LogitStatistics(NamedTuple):
+    """The statistics of rows of logits z with p = softmax(z), in nats; None for what was not asked for.
+
+    Attributes:
+        logsumexp: log sum_j exp(z_j).
+        logprob: log p_y of the target y, (..., K) for K targets per row.
+        entropy: -sum_j p_j log p_j.
+        mean_logit: sum_j u_j z_j with u = 1/V, or the class weights' shares.
+        max: the largest logit.
+        mean_logprob: sum_j u_j log p_j: mean_logit - logsumexp with all its digits.
+        remainder: the log-probability of all classes but the target or targets: log(1 - p_y) with all its digits.
+        rank: 1 + the number of classes with a logit above the target's, int64; 0 for an ignored row.
+        argmax: the first class with the largest logit, int64; -1 for an ignored row.
+    """
+
+    logsumexp: Array
+    logprob: Array = None
+    entropy: Array = None
+    mean_logit: Array = None
+    max: Array = None
+    mean_logprob: Array = None
+    remainder: Array = None
+    rank: Array = None
+    argmax: Array = None
 
 
 class Coefficients(NamedTuple):
@@ -64,6 +96,7 @@ class Terms(NamedTuple):
 
 
 IDENTITY = State(-math.inf, 0.0, 0.0, 0.0, 0.0)
+LN2 = math.log(2.0)
 
 
 def namespace(array: Array) -> Any:
@@ -73,6 +106,16 @@ def namespace(array: Array) -> Any:
     import torch
 
     return torch
+
+
+def cast(array: Array, like: Array) -> Array:
+    """Return the array in the type of another."""
+    return array.astype(like.dtype, copy=False) if namespace(array) is np else array.to(like.dtype)
+
+
+def double(array: Array) -> Array:
+    """Return the array in float64."""
+    return array.astype(np.float64) if namespace(array) is np else array.double()
 
 
 def classes(z: Array) -> Array:
@@ -162,14 +205,52 @@ def finish(state: State, target_logit: Array | None = None) -> Statistics:
         -((state.max - z_y) + s),
         s + state.moment / (1 + state.rest),
         state.spread + state.mass * s,
+        state.max,
     )
+
+
+def log1mexp(x: Array) -> Array:
+    """Return log(1 - exp(x)) for x <= 0 with the digits of both ends (Maechler 2012); its slope at x = 0 is 0."""
+    xp = namespace(x)
+    near, far = xp.where((x > -LN2) & (x < 0), x, -LN2), xp.where(x > -LN2, -LN2, x)
+    inner = xp.where(x > -LN2, xp.log(-xp.expm1(near)), xp.log1p(-xp.exp(far)))
+    return xp.where(x == 0, -math.inf, inner)
+
+
+def softplus(x: Array) -> Array:
+    """Return log(1 + exp(x)) as a sum of two terms >= 0."""
+    xp = namespace(x)
+    return xp.where(x > 0, x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def log_others(chosen: State, others: State) -> Array:
+    """Return log(1 - P) where P is the probability of the chosen classes, all of which the two states hold."""
+    xp = namespace(others.max)
+    odds = logsumexp(chosen) - logsumexp(others)
+    return xp.where(xp.isfinite(others.max), -softplus(odds), xp.where(others.max < 0, others.max, math.nan))
+
+
+def logit_statistics(found: Statistics, mass: Array, round_: Callable[[Array], Array]) -> LogitStatistics:
+    """Return the statistics under their public names, for weights that sum to mass, each rounded once."""
+    mean = None if found.cross is None else -found.cross / mass
+    remainder = found.others if found.others is not None or found.logprob is None else log1mexp(found.logprob)
+    fields = LogitStatistics(
+        found.logsumexp,
+        found.logprob,
+        found.entropy,
+        None if mean is None else found.logsumexp + mean,
+        found.max,
+        mean,
+        remainder,
+    )
+    return LogitStatistics(*(None if field is None else round_(field) for field in fields))
 
 
 def coefficients(statistics: Statistics, mass: Array, cotangents: Statistics) -> Coefficients:
     """Turn the incoming gradients of a row's statistics into its four numbers; a cotangent may be None."""
     xp = namespace(mass)
     zero = xp.zeros_like(mass)
-    lse, logprob, entropy, cross = (zero if g is None else g for g in cotangents)
+    lse, logprob, entropy, cross = (zero if g is None else g for g in cotangents[:4])
     mixed = zero if cotangents.entropy is None else xp.where(entropy != 0, entropy * statistics.entropy, 0.0)
     return Coefficients(lse - logprob - mixed + cross * mass, -entropy, logprob, -cross)
 

@@ -1,9 +1,12 @@
-"""Cross-entropy of a linear head for both front ends: terms per row, then one of the two schedules of the stream.
+"""Losses of a linear head for both front ends: what each row's statistics tell, over the two schedules of the stream.
+
+A *rule* turns the statistics of a chunk into losses and cotangents: then gradients are formed in the forward pass, from
+the tile that was just folded. Cross-entropy is the rule with three factors per row, known before any product:
 
     loss_i = -nll_i log p_{i, y_i} + cross_i sum_j u_ij (-log p_ij) + square_i lse_i^2
 
 Class weights, label smoothing, class probabilities, z-loss, per-token weights, ignored rows and the reduction are all
-in the three factors per row, known before any product; so the gradient can be formed in the forward pass.
+in the three factors.
 """
 
 from __future__ import annotations
@@ -11,18 +14,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lastlayer import _validate
-from lastlayer._algebra import Array, State, Statistics, Terms, finish, loss, numbers_of
+from lastlayer import _algebra, _validate
+from lastlayer._algebra import Array, State, Statistics, Terms
+from lastlayer._statistics import Cotangents, Folded, concatenate, cotangents, finish
 from lastlayer._stream import Gradients, Stream
+
+Rule = Callable[[slice, Statistics, Folded], tuple[Array, Cotangents | None]]
 
 
 class Saved(NamedTuple):
-    """What the recompute schedule keeps of the forward pass, float64 (N,) each."""
+    """What the recompute schedule keeps of the rows: float64 (N,), or (N, K) for K targets."""
 
     max: Array
     rest: Array
     mass: Array
-    logsumexp: Array
+    entropy: Array
+    logprob: Array
+    others: Array
+    chosen: Array
+    first: Array
 
 
 def check_options(
@@ -32,6 +42,11 @@ def check_options(
     _validate.check_reduction(reduction)
     _validate.check_label_smoothing(label_smoothing)
     _validate.check_finite("z_loss", z_loss)
+    check_head(softcap, scale, memory_budget)
+
+
+def check_head(softcap: float | None, scale: float, memory_budget: int) -> None:
+    """Check what changes the logits, and the budget."""
     _validate.check_finite("scale", scale)
     if softcap is not None:
         _validate.check_positive("softcap", softcap)
@@ -43,43 +58,66 @@ def slice_terms(terms: Terms, rows: slice) -> Terms:
     return Terms(*(factor if factor is None or isinstance(factor, float) else factor[rows] for factor in terms))
 
 
-def value_and_gradients(stream: Stream, terms: Terms, into: Gradients | None) -> Array:
+def value_and_gradients(stream: Stream, rule: Rule, into: Gradients | None, entropy: bool = False) -> Array:
     """Gradient in the forward: return the losses (N,) and fill ``into`` with the gradient of their sum."""
     losses = stream.products.double(stream.rows)
+
+    def work(rows: slice, folded: Folded) -> None:
+        losses[rows], given = rule(rows, finish(folded, entropy), folded)
+        if into is not None and given is not None:
+            stream.push(rows, folded.state, given, into, folded.first)
+
     for rows in stream.chunks():
-        some = slice_terms(terms, rows)
-        if stream.whole_rows:
-            stream.visit(rows, some, losses[rows], into)
-            continue
-        state, z_y = stream.fold(rows)
-        statistics = finish(state, z_y)
-        losses[rows] = loss(statistics, some)
-        if into is not None:
-            stream.push(rows, state, numbers_of(statistics, state.mass, some), into)
+        folded = stream.fold(rows, entropy)
+        stream.peers.attempt(lambda: work(rows, folded))  # noqa: B023  (called at once)
+    stream.peers.close()
     return losses
 
 
-def value_and_saved(stream: Stream, terms: Terms) -> tuple[Array, Saved]:
-    """Forward of the recompute schedule: return the losses (N,) and what the backward needs."""
-    losses = stream.products.double(stream.rows)
-    saved = Saved(*(stream.products.double(stream.rows) for _ in Saved._fields))
-    for rows in stream.chunks():
-        state, z_y = stream.fold(rows)
-        statistics = finish(state, z_y)
-        losses[rows] = loss(statistics, slice_terms(terms, rows))
-        kept = Saved(state.max, state.rest, state.mass, statistics.logsumexp)
-        for field, value in zip(saved, kept, strict=True):
-            field[rows] = value
-    return losses, saved
+def cross_entropy(stream: Stream, terms: Terms, into: Gradients | None) -> Array:
+    """Return the losses (N,) of cross-entropy and fill ``into``; one kernel does it where a tile holds whole rows."""
+    if stream.whole_rows and stream.peers.alone:
+        losses = stream.products.double(stream.rows)
+        for rows in stream.chunks():
+            stream.visit(rows, slice_terms(terms, rows), losses[rows], into)
+        return losses
+
+    def rule(rows: slice, found: Statistics, folded: Folded) -> tuple[Array, Cotangents]:
+        some = slice_terms(terms, rows)
+        return _algebra.loss(found, some), Cotangents(_algebra.numbers_of(found, folded.state.mass, some))
+
+    return value_and_gradients(stream, rule, into)
 
 
-def gradients_of(stream: Stream, terms: Terms, saved: Saved, upstream: Array, into: Gradients) -> None:
-    """Backward of the recompute schedule: fill ``into`` with the gradient of sum(upstream * losses)."""
+def statistics(
+    stream: Stream, entropy: bool, rank: bool = False, argmax: bool = False
+) -> tuple[Statistics, Saved, Array, Array]:
+    """Forward of the recompute schedule: statistics of all rows, what the backward needs, rank - 1 and argmax."""
+    parts, counts = [], []
     for rows in stream.chunks():
-        kept = Saved(*(field[rows] for field in saved))
-        found = Statistics(kept.logsumexp, None, None, None)
-        numbers = numbers_of(found, kept.mass, slice_terms(terms, rows), upstream[rows])
-        stream.push(rows, State(kept.max, kept.rest, None, None, kept.mass), numbers, into)
+        folded = stream.fold(rows, entropy, argmax)
+        parts.append((finish(folded, entropy), folded))
+        counts.append(stream.rank(rows, folded.chosen) if rank else None)
+    stream.peers.close()
+    found, folded = (concatenate(each) for each in zip(*parts, strict=True))
+    state = folded.state
+    many = folded.chosen is not None and folded.chosen.ndim == 2
+    saved = Saved(state.max, state.rest, state.mass, found.entropy, None, None, None, folded.first)
+    if many:
+        saved = saved._replace(logprob=found.logprob, others=found.others, chosen=folded.chosen)
+    return found, saved, concatenate(counts), folded.argmax
+
+
+def push_statistics(stream: Stream, saved: Saved, target_weight: Array, upstream: Statistics, into: Gradients) -> None:
+    """Backward of the recompute schedule: fill ``into`` with the gradient of the statistics, times upstream."""
+    for rows in stream.chunks():
+        kept = Saved(*(None if field is None else field[rows] for field in saved))
+        some = Statistics(*(None if g is None else g[rows] for g in upstream))
+        folded = Folded(State(kept.max, kept.rest, None, None, kept.mass), kept.chosen)
+        found = Statistics(None, kept.logprob, kept.entropy, None, kept.max, kept.others)
+        u = None if target_weight is None else target_weight[rows]
+        stream.push(rows, folded.state, cotangents(found, folded, u, some, stream.head.softcap), into, kept.first)
+    stream.peers.close()
 
 
 def allocate(stream: Stream, wanted: tuple[bool, bool, bool], like_input: Callable[[], Array]) -> Gradients:
@@ -102,13 +140,15 @@ def terms_of(
     smoothing: float,
     classes: int,
     z_loss: float,
+    total: Callable[[Array], Array] = lambda count: count,
 ) -> Terms:
     """Return the terms of the rows that count, for class indices or (soft) class probabilities.
 
-    ``factor`` is that of each row, ``of_target`` its target's class weight; the mean divides by the sum of both.
+    ``factor`` is that of each row, ``of_target`` its target's class weight; the mean divides by the ``total`` of their
+    sums, over all that it is taken over.
     """
-    total = (factor if of_target is None else factor * of_target).sum() if reduction == "mean" else 1.0
-    share = factor / (total + (total == 0))  # over no rows the sum is 0, and so is the mean
+    count = total((factor if of_target is None else factor * of_target).sum()) if reduction == "mean" else 1.0
+    share = factor / (count + (count == 0))  # over no rows the sum is 0, and so is the mean
     square = share * z_loss if z_loss else None
     if soft:
         return Terms(None, share, square)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from lastlayer import _algebra, _backends
-from lastlayer._algebra import Array, Coefficients, State, Terms
+from lastlayer import _backends
+from lastlayer._algebra import Array, State, Terms
+from lastlayer._statistics import Cotangents, Folded, fold_tile, nothing, rank, write
 
 DEFAULT_BUDGET = 64 * 2**20
 
@@ -32,6 +33,51 @@ class Products(Protocol):
     def accumulate(self, a: Array, b: Array, out: Array, scratch: Array | None, first: bool) -> None: ...
     def double(self, *shape: int) -> Any: ...
     def tanh(self, array: Array) -> None: ...
+
+
+class Peers(Protocol):
+    """Who holds the other classes: nobody, or the ranks of a group, each a shard of the vocabulary.
+
+    ``join`` merges what one call of ``work`` folded here with what it folded elsewhere; ``add`` sums; ``attempt`` does
+    work of which the others learn only that it failed.
+    """
+
+    alone: bool
+    first_class: int
+    classes: int | None
+    largest: int | None
+
+    def join(self, work: Callable[[], Folded], rows: int) -> Folded: ...
+    def add(self, work: Callable[[], Array], rows: int) -> Array: ...
+    def attempt(self, work: Callable[[], None]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Alone:
+    """All classes are here."""
+
+    alone: bool = True
+    first_class: int = 0
+    classes: int | None = None
+    largest: int | None = None
+
+    def join(self, work: Callable[[], Folded], rows: int) -> Folded:
+        """Return what the work folded."""
+        return work()
+
+    def add(self, work: Callable[[], Array], rows: int) -> Array:
+        """Return what the work counted."""
+        return work()
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do the work."""
+        work()
+
+    def close(self) -> None:
+        """Nobody waits."""
+
+
+ALONE = Alone()
 
 
 @dataclass(frozen=True)
@@ -113,10 +159,11 @@ class Stream:
         products: the framework's products.
         input: hidden states (N, D), any floating type.
         head: the linear head.
-        target: class indices (N,), int64, or None.
+        target: class indices (N,) or (N, K), int64, or None.
         weights: weights(rows, classes) -> class weights of that tile, (V',) or (N', V'), or None.
         dense: whether ``weights`` makes a tile of its own, which the budget then counts.
         budget: bytes for the workspace.
+        peers: who holds the other classes.
     """
 
     def __init__(
@@ -128,29 +175,31 @@ class Stream:
         weights: Callable[[slice, slice], Array | None],
         budget: int,
         dense: bool = False,
+        peers: Peers = ALONE,
     ) -> None:
         self.products, self.input, self.head, self.target, self.weights = products, input, head, target, weights
         self.rows, self.features = input.shape
-        self.classes = head.weight.shape[0]
+        self.classes, self.peers = head.weight.shape[0], peers
         self.converts = head.weight.dtype != products.dtype or input.dtype != products.dtype
         scratch = self.converts or not products.adds_in_place
         self.plan = plan(
-            self.rows, self.classes, self.features, budget, products.dtype.itemsize,
+            self.rows, peers.largest or self.classes, self.features, budget, products.dtype.itemsize,
             converts=self.converts, scratch=scratch, tiles=2 if dense else 1,
         )  # fmt: skip
-        self.workspace = products.empty(self.plan.rows * self.plan.classes)
+        self.workspace = products.empty(self.plan.rows * min(self.plan.classes, self.classes))
         self.scratch = products.empty(self.plan.block, self.features) if scratch else None
         self.converted = products.empty(2, self.plan.rows, self.features) if self.converts else None
         self.backend = _backends.choose(self.workspace)
+        self.held: slice | None = None  # the rows whose logits, of all classes, the workspace holds
 
     @property
     def whole_rows(self) -> bool:
         """Whether one tile holds all classes."""
-        return bool(self.plan.classes == self.classes)
+        return bool(self.plan.classes >= self.classes)
 
     def chunks(self) -> Iterator[slice]:
-        """Yield the row chunks."""
-        return spans(self.rows, self.plan.rows)
+        """Yield the row chunks; of no rows, one that is empty."""
+        return spans(self.rows, self.plan.rows) if self.rows else iter((slice(0, 0),))
 
     def tiles(self) -> Iterator[slice]:
         """Yield the vocabulary blocks of which the workspace holds one at a time."""
@@ -170,10 +219,12 @@ class Stream:
         h = self.input[rows]
         return h if self.converted is None else self.products.convert(h, self.converted[0, : h.shape[0]])
 
-    def logits(self, h: Array, tile: slice) -> Array:
-        """Compute one tile of logits in the workspace."""
+    def logits(self, rows: slice, h: Array, tile: slice) -> Array:
+        """Return one tile of logits in the workspace; what is still there is not computed again."""
         n, v = h.shape[0], tile.stop - tile.start
         z = self.workspace[: n * v].reshape(n, v)
+        if self.held == rows:
+            return z
         for part, inside, weight in self.blocks(tile):
             self.products.product(h, weight.T, z[:, inside])
             if self.head.bias is not None:
@@ -185,46 +236,59 @@ class Stream:
         if cap is not None:
             self.products.tanh(z)
             z *= cap
+        self.held = rows if self.whole_rows else None
         return z
 
-    def fold(self, rows: slice, moment: bool = False) -> tuple[State, Array | None]:
-        """Fold one chunk; return its state and the targets' logits (float64)."""
-        h, state, z_y = self.hidden(rows), None, None
-        for tile in self.tiles():
-            z = self.logits(h, tile)
-            folded = self.backend.fold(z, self.weights(rows, tile), moment)
-            state = folded if state is None else _algebra.merge(state, folded)
-            if self.target is not None:
-                z_y = self._pick(z, self.target[rows], tile, z_y)
-        assert state is not None
-        return state, z_y
+    def fold(self, rows: slice, moment: bool = False, argmax: bool = False) -> Folded:
+        """Fold one chunk over all classes, those of the peers included."""
+        return self.peers.join(lambda: self._fold(rows, moment, argmax), rows.stop - rows.start)
 
-    def _pick(self, z: Array, target: Array, tile: slice, found: Array | None) -> Array:
-        xp = _algebra.namespace(z)
-        column = target - tile.start
-        inside = (column >= 0) & (column < z.shape[1])
-        found = self.products.double(z.shape[0]) if found is None else found
-        return xp.where(inside, z[_algebra.classes(z.T), xp.where(inside, column, 0)], found)
+    def _fold(self, rows: slice, moment: bool, argmax: bool) -> Folded:
+        h, target = self.hidden(rows), None if self.target is None else self.target[rows]
+        found = nothing(self.products.double(h.shape[0]), target, argmax)
+        for tile in self.tiles():
+            z, first = self.logits(rows, h, tile), tile.start + self.peers.first_class
+            here = fold_tile(self.backend, z, target, self.weights(rows, tile), first, moment, argmax)
+            found = found.merge(here)
+        return found
+
+    def rank(self, rows: slice, chosen: Array) -> Array:
+        """Count the classes of a chunk that are not below the chosen logits: the products once more, unless held."""
+
+        def count() -> Array:
+            h, total = self.hidden(rows), (chosen == 0) * 0
+            for tile in self.tiles():
+                total = total + rank(self.logits(rows, h, tile), chosen)
+            return total
+
+        return self.peers.add(count, rows.stop - rows.start)
 
     def visit(self, rows: slice, terms: Terms, losses: Array, into: Gradients | None) -> None:
         """Where the workspace holds whole rows: one product, their losses and, by the same kernel, their gradient."""
         h, tile = self.hidden(rows), slice(0, self.classes)
-        z, target = self.logits(h, tile), None if self.target is None else self.target[rows]
+        z, target = self.logits(rows, h, tile), None if self.target is None else self.target[rows]
         self.backend.loss(
             z, terms, target, self.weights(rows, tile), scale=self.head.scale, softcap=self.head.softcap,
             losses=losses, out=None if into is None else z,
         )  # fmt: skip
+        self.held = None
         if into is not None:
             self._push_tile(rows, h, tile, z, into)
 
-    def push(self, rows: slice, state: State, numbers: Coefficients, into: Gradients) -> None:
-        """Turn a chunk's four numbers per row into gradients; its tiles of logits are computed (again)."""
-        numbers = Coefficients(*(number * self.head.scale for number in numbers))
+    def push(self, rows: slice, state: State, given: Cotangents, into: Gradients, first: Array = None) -> None:
+        """Turn a chunk's cotangents into gradients; its tiles of logits are computed again, unless held."""
+        self.peers.attempt(lambda: self._push(rows, state, given.scaled(self.head.scale), into, first))
+
+    def _push(self, rows: slice, state: State, given: Cotangents, into: Gradients, first: Array) -> None:
         target, h = None if self.target is None else self.target[rows], self.hidden(rows)
+        pending = None if given.maximum is None else state.max == state.max if first is None else first & True
         for tile in self.tiles():
-            z, weight = self.logits(h, tile), self.weights(rows, tile)
-            self.backend.gradient(z, state, numbers, target, weight, tile.start, self.head.softcap, out=z)
+            z, weight, start = self.logits(rows, h, tile), self.weights(rows, tile), tile.start + self.peers.first_class
+            write(self.backend, z, state, given, target, weight, start, self.head.softcap, pending, out=z)
+            self.held = None
             self._push_tile(rows, h, tile, z, into)
+        if not self.classes and into.input is not None:
+            into.input[rows] = 0
 
     def _push_tile(self, rows: slice, h: Array, tile: slice, dz: Array, into: Gradients) -> None:
         """dh = dz W, dW += dz' h, db += sum dz for one tile of a chunk."""

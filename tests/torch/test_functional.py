@@ -765,14 +765,14 @@ def test_statistics_against_their_definitions(dtype: torch.dtype) -> None:
     )
     # float32 statistics of 300 classes: the rounding of each term and of a pairwise sum of them.
     rtol = (2 + math.log2(300)) * eps(torch.float64 if dtype == torch.float64 else torch.float32)
-    for name, value, expected in zip(got._fields, got, exact, strict=True):
+    for name, value, expected in zip(got._fields[:4], got[:4], exact, strict=True):
         assert value.dtype == torch.float64, name
         torch.testing.assert_close(value, expected, rtol=rtol, atol=0, msg=lambda text, name=name: f"{name}: {text}")
     factors = torch.randn(4, 5, dtype=torch.float64)
-    dz = grad(sum((v * f).sum() for v, f in zip(got, factors, strict=True)), z)
+    dz = grad(sum((v * f).sum() for v, f in zip(got[:4], factors, strict=True)), z)
     dx = grad(sum((v * f).sum() for v, f in zip(exact, factors, strict=True)), x)
     torch.testing.assert_close(dz, dx.to(dtype))
-    assert row_statistics(z)[1:] == (None, None, None)
+    assert row_statistics(z)[1:4] == (None, None, None)
 
 
 def test_no_warning_for_log_probabilities() -> None:

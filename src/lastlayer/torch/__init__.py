@@ -10,7 +10,10 @@ from typing import Any
 
 import torch.nn.functional as _functional
 
+from lastlayer._algebra import LogitStatistics
 from lastlayer._validate import NotLogProbabilityWarning
+from lastlayer.token_mean import TokenMean
+from lastlayer.torch.accumulation import accumulation, count_tokens, merge_over_ranks
 from lastlayer.torch.functional import (
     argmax,
     binary_cross_entropy_with_logits,
@@ -26,6 +29,8 @@ from lastlayer.torch.functional import (
     softmax,
 )
 from lastlayer.torch.linear import linear_cross_entropy
+from lastlayer.torch.linear_statistics import linear_logit_statistics, linear_loss
+from lastlayer.torch.logits import logit_statistics
 from lastlayer.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss, LogSoftmax, NLLLoss, Softmax
 from lastlayer.torch.sampling import Sample, categorical, multinomial
 
@@ -33,21 +38,29 @@ __all__ = [
     "CrossEntropyLoss",
     "LinearCrossEntropyLoss",
     "LogSoftmax",
+    "LogitStatistics",
     "NLLLoss",
     "NotLogProbabilityWarning",
     "Sample",
     "Softmax",
+    "TokenMean",
+    "accumulation",
     "argmax",
     "binary_cross_entropy_with_logits",
     "categorical",
+    "count_tokens",
     "cross_entropy",
     "kl_div",
     "linear_cross_entropy",
+    "linear_logit_statistics",
+    "linear_loss",
     "log_sigmoid",
     "log_softmax",
     "logit",
+    "logit_statistics",
     "logsigmoid",
     "logsumexp",
+    "merge_over_ranks",
     "multinomial",
     "nll_loss",
     "sigmoid",

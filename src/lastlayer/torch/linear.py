@@ -1,177 +1,21 @@
 """linear_cross_entropy for torch: hidden states to loss and gradients without the N x V logits.
 
-The mathematics is in lastlayer._linear, the driver in lastlayer._stream; here are torch's products, the autograd
-Functions of the two schedules, and the public function with its checks.
+The mathematics is in lastlayer._linear, the driver in lastlayer._stream, the autograd nodes in stream.py; here is the
+public function with its checks. linear_statistics.py is its sibling for all other losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastlayer import _backends, _linear, _validate
-from lastlayer._algebra import Terms
-from lastlayer._linear import Saved
-from lastlayer._stream import DEFAULT_BUDGET, Gradients, Head, Stream
+from lastlayer import _algebra, _linear, _validate
+from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Peers, Stream
 from lastlayer.torch.functional import cross_entropy, require_one_device, require_tensors
-from lastlayer.torch.statistics import eager
-
-
-class TorchProducts:
-    """torch.mm and addmm in float32 or float64: 16-bit inputs are converted, or each logit would be rounded."""
-
-    adds_in_place = True
-
-    def __init__(self, input: Tensor) -> None:
-        self.device = input.device
-        self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        self.backend = _backends.choose(input)
-
-    def empty(self, *shape: int) -> Tensor:
-        return self.backend.reserve(torch.empty(shape, dtype=self.dtype, device=self.device))  # type: ignore[no-any-return]
-
-    def double(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float64, device=self.device)
-
-    def convert(self, array: Tensor, out: Tensor) -> Tensor:
-        return out.copy_(array)
-
-    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        torch.mm(a, b, out=out)
-
-    def accumulate(self, a: Tensor, b: Tensor, out: Tensor, scratch: Tensor | None, first: bool) -> None:
-        out.addmm_(a, b, beta=0 if first else 1)
-
-    def tanh(self, array: Tensor) -> None:
-        array.tanh_()
-
-
-class Problem:
-    """One call's constants: everything but the tensors that autograd must see."""
-
-    def __init__(
-        self,
-        target: Tensor | None,
-        terms: Terms,
-        class_weight: Tensor | None,
-        soft: Tensor | None,
-        smoothing: float,
-        scale: float,
-        softcap: float | None,
-        budget: int,
-    ) -> None:
-        self.target, self.terms, self.class_weight, self.soft = target, terms, class_weight, soft
-        self.smoothing, self.scale, self.softcap, self.budget = smoothing, scale, softcap, budget
-
-    def stream(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Stream:
-        """Return the stream over detached tensors."""
-        products, head = TorchProducts(input), Head(weight, bias, self.scale, self.softcap)
-        u = weight.new_ones(weight.shape[0], dtype=torch.float64) if self.class_weight is None else self.class_weight
-        weights = _linear.weights_of(self.terms, self.soft, u, self.smoothing, lambda array: array.to(products.dtype))
-        return Stream(products, input, head, self.target, weights, self.budget, dense=self.soft is not None)
-
-
-def _rounded(into: Gradients, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(
-        None if gradient is None or like is None else gradient.to(like.dtype)
-        for gradient, like in zip(into, (input, weight, bias), strict=True)
-    )
-
-
-class _SecondOrder(torch.autograd.Function):
-    """The identity on a fused gradient; differentiating it again says why that is not possible."""
-
-    @staticmethod
-    def forward(gradient: Tensor, *inputs: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            "linear_cross_entropy has no second derivative: it would need the full N x V logits. Differentiate "
-            "cross_entropy(linear(input, linear_weight), target) twice instead"
-        )
-
-
-def _first_order(gradients: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | None, ...]:
-    if not torch.is_grad_enabled():
-        return gradients
-    return tuple(None if g is None else _SecondOrder.apply(g, *inputs) for g in gradients)  # type: ignore[no-untyped-call]
-
-
-class _Fused(torch.autograd.Function):
-    """The sum of the row losses; gradients are formed in the forward pass (6 N D V operations)."""
-
-    @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, wanted: tuple[bool, bool, bool]
-    ) -> tuple[Tensor | None, ...]:
-        stream = problem.stream(input, weight, bias)
-        into = _linear.allocate(stream, wanted, lambda: torch.empty_like(input)) if any(wanted) else None
-        loss = _linear.value_and_gradients(stream, problem.terms, into).sum()
-        gradients = (None, None, None) if into is None else _rounded(into, input, weight, bias)
-        return (loss.to(stream.products.dtype), *gradients)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        input, weight, bias, ctx.problem, ctx.wanted = inputs
-        ctx.ready = output[1:]  # without a graph of their own, so no cycle; handed out by the first backward
-        ctx.mark_non_differentiable(*(g for g in ctx.ready if g is not None))
-        ctx.save_for_backward(input, weight, bias)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        g = upstream[0]
-        if g is None:
-            return (None,) * 5
-        input, weight, bias = ctx.saved_tensors
-        ready, ctx.ready = ctx.ready, None
-        with torch.no_grad():
-            gradients = _Fused.forward(input, weight, bias, ctx.problem, ctx.wanted)[1:] if ready is None else ready
-            if not (eager(g) and g.is_cpu and g.item() == 1):
-                gradients = tuple(None if d is None else d.mul_(g.to(d.dtype)) for d in gradients)
-        return (*_first_order(gradients, g, input, weight), None, None)
-
-
-class _Recomputed(torch.autograd.Function):
-    """The row losses (N,); the backward computes the logits again (8 N D V operations)."""
-
-    @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, wanted: tuple[bool, bool, bool]
-    ) -> tuple[Tensor, ...]:
-        stream = problem.stream(input, weight, bias)
-        losses, saved = _linear.value_and_saved(stream, problem.terms)
-        return (losses.to(stream.products.dtype), *saved)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, weight, bias, ctx.problem, ctx.wanted = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(input, weight, bias, *output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        input, weight, bias, *saved = ctx.saved_tensors
-        g = upstream[0]
-        if g is None:
-            return (None,) * 5
-        with torch.no_grad():
-            stream = ctx.problem.stream(input, weight, bias)
-            into = _linear.allocate(stream, ctx.wanted, lambda: torch.empty_like(input))
-            _linear.gradients_of(stream, ctx.problem.terms, Saved(*saved), g.double(), into)
-            gradients = _rounded(into, input, weight, bias)
-        return (*_first_order(gradients, g, input, weight), None, None)
+from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics
 
 
 def linear_cross_entropy(
@@ -242,7 +86,7 @@ def linear_cross_entropy(
         tensor([0.8620, 0.0000])
     """
     numbers = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "scale": scale}
-    _check_constants(numbers)
+    check_constants(numbers)
     _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
     if ignore_index is not None:
         ignore_index = _validate.read_integer("ignore_index", ignore_index)
@@ -250,7 +94,7 @@ def linear_cross_entropy(
         input=input, linear_weight=linear_weight, target=target,
         linear_bias=linear_bias, weight=weight, token_weight=token_weight,
     )  # fmt: skip
-    _check_shapes(input, linear_weight, linear_bias, weight)
+    check_shapes(input, linear_weight, linear_bias, weight)
     leading, classes = input.shape[:-1], linear_weight.shape[0]
     soft = tuple(target.shape) == (*leading, classes)
     if linear_weight.dim() > 2 or (soft and target.requires_grad):
@@ -268,57 +112,59 @@ def linear_cross_entropy(
     require_one_device(input, target=target, token_weight=token_weight)
     _check_target(target, leading, classes, soft)
     _check_token_weight(token_weight, leading)
-    tensors = _autocast(input, linear_weight, linear_bias)
-    wanted = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors)
-    h, factor = tensors[0].reshape(-1, input.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
+    h, W, b = autocast(input, linear_weight, linear_bias)
+    h, factor = h.reshape(-1, h.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
     y, kept = target.detach().reshape(-1, classes) if soft else target.reshape(-1), None
     if not soft:
-        kept = _rows_that_count(target, classes, -100 if ignore_index is None else ignore_index)
+        kept = rows_that_count(target, classes, -100 if ignore_index is None else ignore_index)
         if kept is not None:
             h, y, factor = h[kept], y[kept], None if factor is None else factor[kept]
     class_weight = None if weight is None else weight.detach().double()
     rows = torch.ones(y.shape[0], dtype=torch.float64, device=y.device) if factor is None else factor.double()
     of_target = None if class_weight is None or soft else class_weight[y.long()]
     terms = _linear.terms_of(rows, of_target, soft, reduction, label_smoothing, classes, z_loss)
+    u = W.new_ones(classes, dtype=torch.float64) if class_weight is None else class_weight
+    kind = torch.float64 if h.dtype == torch.float64 else torch.float32
+    weights = _linear.weights_of(terms, y if soft else None, u, label_smoothing, lambda array: array.to(kind))
     index = None if soft else y.to(torch.int64).contiguous()
-    problem = Problem(index, terms, class_weight, y if soft else None, label_smoothing, scale, softcap, memory_budget)
+    call = Call(index, weights, scale, softcap, memory_budget, dense=soft)
+
+    def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[()]]:
+        return _linear.cross_entropy(stream, terms, into).sum(), ()
+
     if reduction != "none":
-        return _apply(_Fused, h, tensors[1], tensors[2], problem, wanted)
-    losses = _apply(_Recomputed, h, tensors[1], tensors[2], problem, wanted)
+        return fused_loss(h, W, b, call, run)  # type: ignore[no-any-return]
+    found, *_ = linear_statistics(h, W, b, call, entropy=False)
+    losses: Tensor = _algebra.loss(found._replace(cross=None if terms.cross is None else found.cross), terms).to(kind)
+    return spread(losses, kept, leading)
+
+
+def spread(field: Tensor, kept: Tensor | None, leading: torch.Size, others: int = 0) -> Tensor:
+    """Return what was computed for the rows that count, (n, ...), in the rows' shape, and ``others`` for the others."""
     if kept is not None:
-        losses = losses.new_zeros(leading.numel()).index_put((kept,), losses)
-    return losses.reshape(leading)
+        field = field.new_full((leading.numel(), *field.shape[1:]), others).index_put((kept,), field)
+    return field.reshape((*leading, *field.shape[1:]))
 
 
-def _rows_that_count(target: Tensor, classes: int, ignored: int) -> Tensor | None:
+def rows_that_count(target: Tensor, classes: int, ignored: int) -> Tensor | None:
     """Check the targets; return the numbers of the rows that are not ignored, None if none is."""
+    target = target.long()  # a comparison in uint8 would wrap -100 round to 156
     _validate.check_target(target, classes, ignored)
     keep = target.reshape(-1) != ignored
     return None if bool(keep.all()) else keep.nonzero()[:, 0]
 
 
-def _run(schedule: Any, *arguments: Any) -> Tensor:
-    return schedule.apply(*arguments)[0]  # type: ignore[no-any-return]
-
-
-_apply: Callable[..., Tensor] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
-
-
-def _autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
-    device = input.device.type
-    if not torch.is_autocast_enabled(device):
-        return (input, *parameters)
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, *parameters))
-
-
-def _check_constants(numbers: dict[str, Any]) -> None:
+def check_constants(numbers: dict[str, Any]) -> None:
+    """Raise for a number that wants a gradient."""
     for name, value in numbers.items():
         if isinstance(value, Tensor) and value.requires_grad:
-            raise RuntimeError(f"{name} requires a gradient, which linear_cross_entropy does not compute")
+            raise RuntimeError(f"{name} requires a gradient, which is not computed here")
 
 
-def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, weight: Tensor | None) -> None:
+def check_shapes(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, weight: Tensor | None, peers: Peers = ALONE
+) -> None:
+    """Raise unless these fit together; a shard of the vocabulary may be empty."""
     if input.dim() < 1:
         raise RuntimeError("expected input with dimensionality at least 1, got 0")
     if linear_weight.dim() < 2:
@@ -328,7 +174,7 @@ def _check_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
             "expected equal input and linear_weight last dimensions (in_features), "
             f"got {input.shape[-1]} and {linear_weight.shape[-1]}, respectively"
         )
-    if linear_weight.shape[0] == 0:
+    if linear_weight.shape[0] == 0 and peers.alone:
         raise RuntimeError(f"linear_weight has shape {tuple(linear_weight.shape)}: expected at least one class")
     outputs = tuple(linear_weight.shape[:-1])
     if linear_bias is not None and tuple(linear_bias.shape) != outputs:

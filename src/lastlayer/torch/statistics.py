@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lastlayer import _algebra, _backends
+from lastlayer import _algebra, _backends, _statistics
 from lastlayer._algebra import State, Statistics, Terms
+from lastlayer._statistics import Folded
 
 if _backends.cpu is not None:
     _backends.cpu.share_threads(str(Path(torch.__file__).parent))
@@ -73,18 +74,19 @@ def like_rows(result: Tensor, input: Tensor, dim: int) -> Tensor:
 def composite(z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: bool) -> Statistics:
     """Return the statistics as operations that torch differentiates; no step depends on a value."""
     state = _algebra.fold(z, weight)
-    gap = None
-    if target is not None:
-        gap = state.max - z.gather(-1, target[..., None])[..., 0]
-        # Where the target is the maximum the gap is the constant 0: its two derivatives would cancel p's last digits.
-        gap = torch.where(target == z.argmax(-1), 0.0, gap)
     found = _algebra.finish(state)  # of the maximum itself: log p_y is gap below it
-    return Statistics(
-        found.logsumexp,
-        None if gap is None else found.logprob - gap,
-        found.entropy if entropy else None,
-        None if weight is None else found.cross,
-    )
+    found = found._replace(entropy=found.entropy if entropy else None, cross=None if weight is None else found.cross)
+    if target is None:
+        return found._replace(logprob=None)
+    index = target if target.dim() == 2 else target[:, None]
+    gap = state.max[:, None] - z.gather(-1, index)
+    # Where the target is the maximum the gap is the constant 0: its two derivatives would cancel p's last digits.
+    gap = torch.where(index == z.argmax(-1)[:, None], 0.0, gap)
+    if target.dim() == 1:
+        return found._replace(logprob=found.logprob - gap[:, 0])
+    chosen, others = z.gather(-1, index), z.scatter(-1, index, -math.inf)
+    remainder = _algebra.log_others(_algebra.fold(chosen), _algebra.fold(others))
+    return found._replace(logprob=found.logprob[:, None] - gap, others=remainder)
 
 
 class _RowStatistics(torch.autograd.Function):
@@ -92,24 +94,33 @@ class _RowStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: bool) -> Any:
-        found, state = _backends.choose(z).statistics(z, target, weight, entropy)
-        ctx.save_for_backward(z, target, weight, state.max, state.rest, state.mass, found.entropy)
+        found, folded = _statistics.of_logits(z, target, weight, entropy)
+        m, rest, mass = folded.state.max, folded.state.rest, folded.state.mass
+        more = (None, None, None) if folded.chosen is None else (found.logprob, found.others, folded.chosen)
+        ctx.save_for_backward(z, target, weight, m, rest, mass, found.entropy, *more)
         ctx.set_materialize_grads(False)
-        return tuple(found)
+        return tuple(found._replace(max=m.clone()))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        z, target, weight, m, rest, mass, entropy = ctx.saved_tensors
-        cotangents = Statistics(*upstream)
+        z, target, weight, m, rest, mass, entropy, logprob, others, chosen = ctx.saved_tensors
+        given = Statistics(*upstream)
         if torch.is_grad_enabled():
-            return _second_order(z, target, weight, m, rest, cotangents), None, None, None
-        found, state = Statistics(None, None, entropy, None), State(m, rest, None, None, None)
-        numbers = _algebra.coefficients(found, mass, cotangents)
-        target = None if cotangents.logprob is None else target
-        weight = None if cotangents.cross is None else weight
+            return _second_order(z, target, weight, m, rest, given), None, None, None
         if not eager(*upstream):  # several at once, by vmap
-            return _algebra.gradient(z.double(), state, numbers, target, weight).to(z.dtype), None, None, None
-        return _backends.choose(z).gradient(z, state, numbers, target, weight, out=_like(z)), None, None, None
+            with torch.enable_grad():
+                again = _second_order(z.detach().requires_grad_(), target, weight, m, rest, given)
+            return again.detach(), None, None, None
+        folded = Folded(State(m, rest, None, None, mass), chosen)
+        u = None
+        if weight is not None and chosen is not None:
+            u = (weight[target] if weight.dim() == 1 else weight.gather(1, target)).double()
+        numbers = _statistics.cotangents(Statistics(None, logprob, entropy, None, m, others), folded, u, given)
+        target = None if given.logprob is None and given.others is None else target
+        weight = None if given.cross is None else weight
+        out = _like(z)
+        _statistics.write(_backends.choose(z), z, folded.state, numbers, target, weight, out=out)
+        return out, None, None, None
 
 
 def _second_order(
@@ -117,7 +128,7 @@ def _second_order(
 ) -> Tensor:
     """Return dz as a differentiable function of z and the cotangents: the statistics are computed again, in float64."""
     given = [g for g in cotangents if g is not None]
-    unused = torch.stack([g == 0 for g in given]).all(0)
+    unused = torch.stack([(g == 0).reshape(len(z), -1).all(1) for g in given]).all(0)
     dead = unused & ~(torch.isfinite(m) & torch.isfinite(rest))  # else 0 * NaN
     found = composite(torch.where(dead[:, None], 0.0, z.double()), target, weight, cotangents.entropy is not None)
     outputs = [f for f, g in zip(found, cotangents, strict=True) if g is not None]
@@ -128,11 +139,11 @@ def _second_order(
 def row_statistics(
     z: Tensor, target: Tensor | None = None, weight: Tensor | None = None, *, entropy: bool = False
 ) -> Statistics:
-    """Return logsumexp, log p_target, entropy and -sum_j u_j log p_j of each row of z; None for what was not asked for.
+    """Return logsumexp, log p_target, entropy, -sum_j u_j log p_j and the maximum of each row; None: not asked for.
 
     Args:
         z: logits (N, V), V > 0; float16, bfloat16, float32 or float64, any strides.
-        target: int64 (N), every value in [0, V); logprob is None without it.
+        target: int64 (N) or (N, K), every value in [0, V), those of a row distinct; logprob is None without it.
         weight: u, (V) or (N, V); cross is None without it.
         entropy: whether entropy is asked for.
 
@@ -142,7 +153,7 @@ def row_statistics(
     if fused(z, target, weight):
         index = None if target is None else target.contiguous()
         if not (torch.is_grad_enabled() and z.requires_grad):
-            return _backends.choose(z).statistics(z, index, weight, entropy, keep=False)[0]  # type: ignore[no-any-return]
+            return _statistics.of_logits(z, index, weight, entropy)[0]
         return Statistics(*_apply(_RowStatistics, z, index, weight, entropy))
     return composite(wide(z), target, weight, entropy)
 

@@ -1,0 +1,321 @@
+"""Any loss on hidden states: the statistics of each row's logits, and losses of them, without the N x V logits.
+
+``linear_logit_statistics`` is for losses that couple rows, ``linear_loss`` for those that do not: it needs three
+quarters of the products. The autograd nodes are in stream.py, the statistics of given logits in logits.py, ready-made
+losses in objectives.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lastlayer import _algebra, _linear, _validate
+from lastlayer._algebra import LogitStatistics, Statistics
+from lastlayer._statistics import Cotangents, Folded, cotangents
+from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Peers, Stream
+from lastlayer.torch.functional import require_tensors
+from lastlayer.torch.linear import check_constants, check_shapes, spread
+from lastlayer.torch.logits import UNCOUNTED, check_class_weights, check_targets
+from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics
+
+LossFunction = Callable[..., Tensor]
+COUPLED = 1e-3  # a loss that changes by more than this part when half of the rows are taken away depends on them
+
+
+class Problem(NamedTuple):
+    """The checked arguments of a call: the rows that count, the head, and the constants."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    call: Call
+    kept: Tensor | None
+    leading: torch.Size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of statistics and losses."""
+        return torch.float64 if self.input.dtype == torch.float64 else torch.float32
+
+    def rows(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the leading shape, and perhaps more dimensions, as the rows that count."""
+        leading = len(self.leading)
+        if tensor.shape[:leading] != self.leading:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(self.leading)}: one per row")
+        flat = tensor.reshape((self.leading.numel(), *tensor.shape[leading:]))
+        return flat if self.kept is None else flat[self.kept]
+
+
+def problem(
+    input: Tensor, linear_weight: Tensor, target: Tensor | None, linear_bias: Tensor | None,
+    class_weights: Tensor | None, scale: float, softcap: float | None, ignore_index: int, memory_budget: int,
+    peers: Peers,
+) -> Problem:  # fmt: skip
+    """Check the arguments and leave out the rows that are ignored."""
+    check_constants({"scale": scale, "softcap": softcap})
+    _linear.check_head(softcap, scale, memory_budget)
+    require_tensors(input=input, linear_weight=linear_weight, linear_bias=linear_bias)
+    if target is not None:
+        require_tensors(target=target)
+    if linear_weight.dim() != 2:
+        raise ValueError(f"linear_weight has shape {tuple(linear_weight.shape)}, expected (V, D)")
+    check_shapes(input, linear_weight, linear_bias, None, peers)
+    check_class_weights(class_weights, linear_weight.shape[0])
+    if class_weights is not None and class_weights.requires_grad:
+        raise RuntimeError("class_weights requires a gradient, which is not computed here")
+    leading, classes = input.shape[:-1], peers.classes or linear_weight.shape[0]
+    index, ignored = check_targets(target, leading, classes, ignore_index)
+    kept = None if ignored is None else (~ignored).nonzero()[:, 0]
+    h, W, b = autocast(input, linear_weight, linear_bias)
+    h = h.reshape(-1, h.shape[-1])
+    if kept is not None and index is not None:
+        h, index = h[kept], index[kept]
+    kind = torch.float64 if h.dtype == torch.float64 else torch.float32
+    u = W.new_ones(W.shape[0], dtype=kind) if class_weights is None else class_weights.detach().to(kind)
+    index = None if index is None else index.contiguous()
+    call = Call(index, lambda rows, tile: u[tile], scale, softcap, memory_budget, peers=peers)
+    return Problem(h, W, b, call, kept, leading)
+
+
+def linear_logit_statistics(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | None = None,
+    *,
+    linear_bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    rank: bool = False,
+    argmax: bool = False,
+    class_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    memory_budget: int = DEFAULT_BUDGET,
+) -> LogitStatistics:
+    r"""Return ``logit_statistics`` of ``linear(input, linear_weight, linear_bias)`` without storing its N x V logits.
+
+    The logits of a row are z = softcap * tanh(scale * (W h + b) / softcap). Any loss is a function of the result, also
+    one that couples rows: sums over a sequence, differences of pairs, a batch's mean. The backward pass computes the
+    logits a second time: 8 N D V operations in all. Where rows do not couple, ``linear_loss`` needs 6 N D V.
+
+    Args:
+        input: hidden states (..., D), any leading shape.
+        linear_weight: (V, D), of the input's dtype.
+        target: class indices (...), or K distinct ones per row (..., K); int64 or uint8.
+        linear_bias: (V).
+        scale: multiplies the logits.
+        softcap: bounds the logits to (-softcap, softcap).
+        entropy: whether to compute it.
+        rank: whether to compute the target's: 1 + the number of classes with a larger logit. Where the budget does not
+            hold 32 whole rows, that costs the products of a forward pass once more.
+        argmax: whether to compute the first class with the largest logit.
+        class_weights: w (V), >= 0, for ``mean_logit`` and ``mean_logprob``; without it all classes weigh the same.
+        ignore_index: a target whose row counts as absent (with K targets: all of them) and costs no product: its
+            statistics and gradients are 0, its rank is 0, its argmax -1.
+        memory_budget: bytes for the workspace, gradients not counted.
+
+    Returns:
+        ``LogitStatistics``: float32, or float64 for float64 input, each of the leading shape (``logprob`` and ``rank``
+        with K targets: (..., K)). ``None`` for what was not asked for. All but ``rank`` and ``argmax`` are
+        differentiable.
+
+    Raises:
+        IndexError: a target is neither a class nor ignored; the message names it.
+        RuntimeError: shapes, dtypes or devices do not fit; or a second derivative is asked for (needs full logits).
+        ValueError: softcap, scale, target's shape or class weights are out of range; the budget is too small.
+
+    Note:
+        16-bit inputs are multiplied in float32. ``backward`` may be called as often as the graph is kept.
+        ``torch.compile`` breaks its graph here; ``vmap`` and forward-mode differentiation are not supported.
+
+    Example:
+        >>> import torch
+        >>> import lastlayer.torch as F
+        >>> h, W = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> s = F.linear_logit_statistics(h, W, torch.tensor([0, 2]), entropy=True)
+        >>> s.logprob, s.entropy
+        (tensor([-0.8620, -0.8620]), tensor([1.0174, 1.0174]))
+    """
+    given = problem(
+        input, linear_weight, target, linear_bias, class_weights, scale, softcap, ignore_index, memory_budget, ALONE
+    )
+    return statistics_of(given, entropy=entropy, rank=rank and target is not None, argmax=argmax)
+
+
+def statistics_of(given: Problem, **asked: bool) -> LogitStatistics:
+    """Return the statistics of a problem's rows, in the rows' shape."""
+    found, mass, rank, argmax = linear_statistics(given.input, given.weight, given.bias, given.call, **asked)
+    named = _algebra.logit_statistics(found, mass, lambda field: field.to(given.dtype))
+    named = named._replace(rank=None if rank is None else rank + 1, argmax=argmax)
+
+    def shaped(name: str, field: Tensor | None) -> Tensor | None:
+        return None if field is None else spread(field, given.kept, given.leading, UNCOUNTED.get(name, 0))
+
+    return LogitStatistics(*map(shaped, named._fields, named))
+
+
+def linear_loss(
+    loss_fn: LossFunction,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | None,
+    *row_tensors: Tensor,
+    linear_bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    class_weights: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    memory_budget: int = DEFAULT_BUDGET,
+) -> Tensor:
+    r"""Compute any loss that separates by row, from hidden states; gradients are formed in the forward pass.
+
+    ``loss_fn(statistics, *row_tensors)`` is called on some rows at a time, with their ``LogitStatistics`` and their
+    part of each row tensor, and returns one loss per row; the loss of row i must depend on row i alone. Its gradient by
+    the statistics turns into that by the hidden states and the weight while the logits are still there: 6 N D V
+    operations, where ``linear_logit_statistics`` needs 8.
+
+    Args:
+        loss_fn: any differentiable function of the fields of ``LogitStatistics`` and the row tensors, for instance one
+            of ``lastlayer.torch.objectives``. It is called more than once, on parts of the rows.
+        input: hidden states (..., D).
+        linear_weight: (V, D), of the input's dtype.
+        target: class indices (...), or K distinct ones per row (..., K); None where the loss needs none.
+        *row_tensors: what else the loss needs of each row: (...) or (..., more); gradients reach those that want them.
+        linear_bias: (V).
+        scale: multiplies the logits.
+        softcap: bounds the logits to (-softcap, softcap).
+        entropy: whether the loss uses the entropy, which is None otherwise.
+        class_weights: w (V), >= 0, for ``mean_logit`` and ``mean_logprob``.
+        reduction: ``"mean"`` over the rows that are not ignored, or ``"sum"``.
+        ignore_index: a target whose row counts as absent; it is not shown to ``loss_fn``.
+        memory_budget: bytes for the workspace, gradients not counted.
+
+    Returns:
+        The loss, a scalar: float32, or float64 for float64 input. 0, connected to the graph, where all are ignored.
+
+    Raises:
+        IndexError: a target is neither a class nor ignored; the message names it.
+        RuntimeError: shapes, dtypes or devices do not fit; ``loss_fn`` uses a tensor that requires a gradient and is
+            none of the arguments; or a second derivative is asked for.
+        ValueError: ``loss_fn`` does not return one loss per row, or a row's loss changes with the rows beside it.
+
+    Note:
+        That rows do not couple is checked on the first rows of each call, by comparing their losses with those of the
+        first half alone; a loss that depends on the batch in a way this does not show gets a wrong gradient. Under
+        ``torch.compile`` the graph breaks here; ``vmap`` and forward-mode differentiation are not supported.
+
+    Example:
+        >>> import torch
+        >>> import lastlayer.torch as F
+        >>> h, W = torch.eye(2, requires_grad=True), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> advantage = torch.tensor([1.0, -0.5])
+        >>> F.linear_loss(lambda s, a: -a * s.logprob, h, W, torch.tensor([0, 2]), advantage)
+        tensor(0.2155, grad_fn=<_FusedBackward>)
+    """
+    given = problem(
+        input, linear_weight, target, linear_bias, class_weights, scale, softcap, ignore_index, memory_budget, ALONE
+    )
+    return loss_of(given, loss_fn, row_tensors, entropy, reduction)
+
+
+def loss_of(
+    given: Problem, loss_fn: LossFunction, row_tensors: tuple[Tensor, ...], entropy: bool, reduction: str,
+    total: Callable[[float], float] = float,
+) -> Tensor:  # fmt: skip
+    """Return the loss of a problem's rows, in one pass; the mean divides by ``total`` of their number."""
+    _validate.check_reduction(reduction, ("mean", "sum"))
+    require_tensors(**{f"row_tensors[{i}]": tensor for i, tensor in enumerate(row_tensors)})
+    rows = tuple(given.rows(f"row_tensors[{i}]", tensor) for i, tensor in enumerate(row_tensors))
+    count = total(len(given.input)) if reduction == "mean" else 1.0
+    factor = 1 / count if count else 0.0
+
+    def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        derive = into is not None or any(row.requires_grad for row in rows)
+        rule = _Rule(given.call, given.dtype, stream, loss_fn, rows, factor, derive)
+        return _linear.value_and_gradients(stream, rule, into, entropy).sum(), tuple(rule.of_rows)
+
+    return fused_loss(given.input, given.weight, given.bias, given.call, run, rows)  # type: ignore[no-any-return]
+
+
+class _Rule:
+    """Losses and cotangents of a chunk's statistics, by differentiating ``loss_fn`` on vectors of the chunk's rows."""
+
+    def __init__(
+        self, call: Call, dtype: torch.dtype, stream: Stream, loss_fn: LossFunction, rows: tuple[Tensor, ...],
+        factor: float, derive: bool,
+    ) -> None:  # fmt: skip
+        self.dtype, self.loss_fn, self.factor, self.derive = dtype, loss_fn, factor, derive
+        self.rows = [row.detach().requires_grad_(derive and row.requires_grad) for row in rows]
+        self.target_weight, self.softcap = call.target_weight(stream.classes), call.softcap
+        self.of_rows = [torch.zeros_like(row) if row.requires_grad else None for row in self.rows]
+
+    def __call__(self, rows: slice, found: Statistics, folded: Folded) -> tuple[Tensor, Cotangents | None]:
+        with torch.set_grad_enabled(self.derive):
+            leaves = Statistics(*(None if f is None else f.detach().requires_grad_(self.derive) for f in found))
+            named = _algebra.logit_statistics(leaves, folded.state.mass, lambda field: field.to(self.dtype))
+            some = [row[rows] for row in self.rows]
+            losses = self.loss_fn(named, *some)
+            if rows.start == 0:
+                _check_losses(losses, named, some, self.loss_fn, {*map(id, (*leaves, *self.rows))})
+            losses = losses.double() * self.factor
+            if not losses.requires_grad:
+                return losses, None
+            wanted = [t for t in (*leaves, *some) if t is not None and t.requires_grad]
+            gradients = iter(torch.autograd.grad(losses.sum(), wanted, allow_unused=True))
+        upstream = Statistics(*(None if leaf is None else next(gradients) for leaf in leaves))
+        for row, into in zip(some, self.of_rows, strict=True):
+            gradient = next(gradients) if row.requires_grad else None
+            if into is not None and gradient is not None:
+                into[rows] = gradient
+        of_target = None if self.target_weight is None else self.target_weight[rows]
+        return losses.detach(), cotangents(found, folded, of_target, upstream, self.softcap)
+
+
+def _check_losses(
+    losses: Tensor, named: LogitStatistics, rows: list[Tensor], loss_fn: LossFunction, known: set[int]
+) -> None:
+    """Raise unless there is one loss per row, of its own row, and of no tensor that would get no gradient."""
+    n = len(named.logsumexp)
+    if not isinstance(losses, Tensor) or losses.shape != (n,):
+        what = f"of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"loss_fn returned {what} for {n} rows, expected a tensor of shape ({n},): one loss per row")
+    for tensor in _leaves(losses):
+        if id(tensor) not in known:
+            raise RuntimeError(
+                f"loss_fn uses a tensor of shape {tuple(tensor.shape)} that requires a gradient and is no argument, so "
+                "that it would get none: pass it as a row tensor, or use linear_logit_statistics"
+            )
+    half = n // 2
+    if half == 0:
+        return
+    with torch.no_grad():
+        part = LogitStatistics(*(None if field is None else field[:half] for field in named))
+        alone, among = loss_fn(part, *(row[:half] for row in rows)), losses[:half]
+        size = torch.where(torch.isfinite(among), among, 0).abs().amax()
+        bad = ~torch.isclose(alone, among, rtol=COUPLED, atol=COUPLED * float(size), equal_nan=True)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"loss_fn couples rows: the loss of row {row} is {float(among[row]):.6g} among {n} rows and "
+                f"{float(alone[row]):.6g} among {half}. Use linear_logit_statistics: its result may be combined freely"
+            )
+
+
+def _leaves(result: Tensor) -> list[Tensor]:
+    """Return the tensors that a result would hand a gradient to."""
+    found, todo, seen = [], [result.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        todo.extend(following for following, _ in node.next_functions)
+    return found
