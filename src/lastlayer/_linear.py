@@ -120,7 +120,7 @@ def push_statistics(stream: Stream, saved: Saved, target_weight: Array, upstream
     stream.peers.close()
 
 
-def allocate(stream: Stream, wanted: tuple[bool, bool, bool], like_input: Callable[[], Array]) -> Gradients:
+def allocate(stream: Stream, wanted: tuple[bool, ...], like_input: Callable[[], Array]) -> Gradients:
     """Return room for the wanted gradients; the weight's is written before it is read, the bias's starts at 0."""
     empty, (d_input, d_weight, d_bias) = stream.products.empty, wanted
     weight = empty(stream.classes, stream.features) if d_weight else None
@@ -157,12 +157,10 @@ def terms_of(
 
 
 def weights_of(
-    terms: Terms, soft: Array | None, class_weight: Array, smoothing: float, cast: Callable[[Array], Array]
-) -> Callable[[slice, slice], Array | None]:
-    """Return the stream's ``weights``: w where ``cross`` is asked for, (t (1 - e) + e / V) w for probabilities t."""
+    soft: Array | None, class_weight: Array, smoothing: float, classes: int, cast: Callable[[Array], Array]
+) -> Callable[[slice, slice], Array] | None:
+    """Return the stream's ``weights``: w where smoothing asks for it, (t (1 - e) + e / V) w for probabilities t."""
     if soft is not None:
-        share = smoothing / class_weight.shape[0]
+        share = smoothing / classes
         return lambda rows, tile: (cast(soft[rows, tile]) * (1 - smoothing) + share) * cast(class_weight[tile])
-    if terms.cross is None:
-        return lambda rows, tile: None
-    return lambda rows, tile: class_weight[tile]
+    return (lambda rows, tile: class_weight[tile]) if smoothing else None

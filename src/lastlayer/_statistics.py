@@ -38,6 +38,14 @@ class Folded(NamedTuple):
     argmax: Array = None
     first: Array = None
 
+    def needed(self, moment: bool, weighted: bool) -> Folded:
+        """Return this without the fields of states that nobody will read."""
+        bare = State(self.state.max, self.state.rest, None, None, None)
+        state = bare._replace(moment=self.state.moment) if moment else bare
+        if weighted:
+            state = state._replace(spread=self.state.spread, mass=self.state.mass)
+        return self._replace(state=state, others=None if self.others is None else bare)
+
     def merge(self, later: Folded) -> Folded:
         """Join with what was folded of classes that come after these."""
         xp = namespace(self.state.max)
@@ -66,10 +74,8 @@ class Cotangents(NamedTuple):
 
 def nothing(rows: Array, target: Array | None, argmax: bool) -> Folded:
     """Return what folding no classes leaves of these rows (float64)."""
-    empty = _algebra.identity_like(rows)
-    if target is None:
-        chosen = others = None
-    else:
+    empty, chosen, others = _algebra.identity_like(rows), None, None
+    if target is not None:
         chosen = namespace(rows).full_like(rows if target.ndim == 1 else rows[:, None] + 0.0 * target, -math.inf)
         others = None if target.ndim == 1 else empty
     return Folded(empty, chosen, others, _algebra.classes(rows[None]) * 0 if argmax else None)
@@ -124,17 +130,24 @@ def fold_others(backend: Any, z: Array, column: Array, inside: Array) -> State:
 
 
 def fold_logits(
-    z: Array, target: Array | None, weight: Array | None, first_class: int = 0, moment: bool = False
+    z: Array,
+    target: Array | None,
+    weight: Array | None,
+    first_class: int = 0,
+    moment: bool = False,
+    argmax: bool = False,
 ) -> Folded:
     """Fold the caller's logits: for the others of K targets, through a copy of a few rows at a time."""
     backend, step = _backends.choose(z), max(1, COPIED // max(1, z.shape[1]))
+    if not z.shape[1]:
+        return nothing(_algebra.double(z.sum(-1)), target, argmax)
     if target is None or target.ndim == 1:
-        return fold_tile(backend, z, target, weight, first_class, moment)
+        return fold_tile(backend, z, target, weight, first_class, moment, argmax)
     parts = []
     for i in range(0, max(1, len(z)), step):
         some = slice(i, i + step)
         u = weight if weight is None or weight.ndim == 1 else weight[some]
-        parts.append(fold_tile(backend, z[some] + 0, target[some], u, first_class, moment))
+        parts.append(fold_tile(backend, z[some] + 0, target[some], u, first_class, moment, argmax))
     return concatenate(parts)  # type: ignore[no-any-return]
 
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from lastlayer import _backends
 from lastlayer._algebra import Array, State, Terms
 from lastlayer._statistics import Cotangents, Folded, fold_tile, nothing, rank, write
 
 DEFAULT_BUDGET = 64 * 2**20
+
+T = TypeVar("T")
 
 
 class Products(Protocol):
@@ -38,19 +40,42 @@ class Products(Protocol):
 class Peers(Protocol):
     """Who holds the other classes: nobody, or the ranks of a group, each a shard of the vocabulary.
 
-    ``join`` merges what one call of ``work`` folded here with what it folded elsewhere; ``add`` sums; ``attempt`` does
-    work of which the others learn only that it failed.
+    All of them call the same methods in the same order, whatever fails on one of them: what fails in ``join``, ``add``
+    or ``attempt`` is kept, and ``close`` raises on all. ``ready`` raises at once.
     """
 
     alone: bool
     first_class: int
-    classes: int | None
-    largest: int | None
 
-    def join(self, work: Callable[[], Folded], rows: int) -> Folded: ...
-    def add(self, work: Callable[[], Array], rows: int) -> Array: ...
-    def attempt(self, work: Callable[[], None]) -> None: ...
-    def close(self) -> None: ...
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are in all; None: as many as here."""
+        ...
+
+    @property
+    def largest(self) -> int | None:
+        """How many classes the largest shard has."""
+        ...
+
+    def ready(self, work: Callable[[], T]) -> T:
+        """Return the result of the work, once it has succeeded everywhere."""
+        ...
+
+    def join(self, work: Callable[[], Folded], like: Folded) -> Folded:
+        """Merge what was folded here and elsewhere; ``like`` has the fields that are needed, and their shapes."""
+        ...
+
+    def add(self, work: Callable[[], Array], like: Array) -> Array:
+        """Return the sum over all of what was computed here; ``like`` has its shape and type."""
+        ...
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do what the others do without."""
+        ...
+
+    def close(self) -> None:
+        """Raise, on all, what failed on one."""
+        ...
 
 
 class Alone:
@@ -61,11 +86,15 @@ class Alone:
     classes: int | None = None
     largest: int | None = None
 
-    def join(self, work: Callable[[], Folded], rows: int) -> Folded:
+    def ready(self, work: Callable[[], T]) -> T:
+        """Return what the work made."""
+        return work()
+
+    def join(self, work: Callable[[], Folded], like: Folded) -> Folded:
         """Return what the work folded."""
         return work()
 
-    def add(self, work: Callable[[], Array], rows: int) -> Array:
+    def add(self, work: Callable[[], Array], like: Array) -> Array:
         """Return what the work counted."""
         return work()
 
@@ -160,7 +189,7 @@ class Stream:
         input: hidden states (N, D), any floating type.
         head: the linear head.
         target: class indices (N,) or (N, K), int64, or None.
-        weights: weights(rows, classes) -> class weights of that tile, (V',) or (N', V'), or None.
+        weights: weights(rows, classes) -> class weights of that tile, (V',) or (N', V'); None: none.
         dense: whether ``weights`` makes a tile of its own, which the budget then counts.
         budget: bytes for the workspace.
         peers: who holds the other classes.
@@ -172,12 +201,12 @@ class Stream:
         input: Array,
         head: Head,
         target: Array | None,
-        weights: Callable[[slice, slice], Array | None],
+        weights: Callable[[slice, slice], Array] | None,
         budget: int,
         dense: bool = False,
         peers: Peers = ALONE,
     ) -> None:
-        self.products, self.input, self.head, self.target, self.weights = products, input, head, target, weights
+        self.products, self.input, self.head, self.target, self._weights = products, input, head, target, weights
         self.rows, self.features = input.shape
         self.classes, self.peers = head.weight.shape[0], peers
         self.converts = head.weight.dtype != products.dtype or input.dtype != products.dtype
@@ -214,6 +243,10 @@ class Stream:
                 weight = self.products.convert(weight, self.scratch[: part.stop - part.start])
             yield part, slice(part.start - tile.start, part.stop - tile.start), weight
 
+    def weights(self, rows: slice, tile: slice) -> Array | None:
+        """Return the class weights of a tile, if there are any."""
+        return None if self._weights is None else self._weights(rows, tile)
+
     def hidden(self, rows: slice) -> Array:
         """Return a chunk's hidden states in the computing type."""
         h = self.input[rows]
@@ -241,11 +274,13 @@ class Stream:
 
     def fold(self, rows: slice, moment: bool = False, argmax: bool = False) -> Folded:
         """Fold one chunk over all classes, those of the peers included."""
-        return self.peers.join(lambda: self._fold(rows, moment, argmax), rows.stop - rows.start)
+        target = None if self.target is None else self.target[rows]
+        none = nothing(self.products.double(rows.stop - rows.start), target, argmax)
+        needed = none.needed(moment, self._weights is not None)
+        return self.peers.join(lambda: self._fold(rows, none, moment, argmax), needed)
 
-    def _fold(self, rows: slice, moment: bool, argmax: bool) -> Folded:
+    def _fold(self, rows: slice, found: Folded, moment: bool, argmax: bool) -> Folded:
         h, target = self.hidden(rows), None if self.target is None else self.target[rows]
-        found = nothing(self.products.double(h.shape[0]), target, argmax)
         for tile in self.tiles():
             z, first = self.logits(rows, h, tile), tile.start + self.peers.first_class
             here = fold_tile(self.backend, z, target, self.weights(rows, tile), first, moment, argmax)
@@ -255,13 +290,15 @@ class Stream:
     def rank(self, rows: slice, chosen: Array) -> Array:
         """Count the classes of a chunk that are not below the chosen logits: the products once more, unless held."""
 
+        like = (chosen == 0) * 0
+
         def count() -> Array:
-            h, total = self.hidden(rows), (chosen == 0) * 0
+            h, total = self.hidden(rows), like
             for tile in self.tiles():
                 total = total + rank(self.logits(rows, h, tile), chosen)
             return total
 
-        return self.peers.add(count, rows.stop - rows.start)
+        return self.peers.add(count, like)
 
     def visit(self, rows: slice, terms: Terms, losses: Array, into: Gradients | None) -> None:
         """Where the workspace holds whole rows: one product, their losses and, by the same kernel, their gradient."""

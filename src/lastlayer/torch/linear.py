@@ -6,13 +6,15 @@ public function with its checks. linear_statistics.py is its sibling for all oth
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lastlayer import _algebra, _linear, _validate
+from lastlayer._statistics import place
 from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Peers, Stream
 from lastlayer.torch.functional import cross_entropy, require_one_device, require_tensors
 from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics
@@ -85,19 +87,14 @@ def linear_cross_entropy(
         >>> F.linear_cross_entropy(h, W, torch.tensor([0, -100]), reduction="none")
         tensor([0.8620, 0.0000])
     """
-    numbers = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "scale": scale}
-    check_constants(numbers)
-    _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
-    if ignore_index is not None:
-        ignore_index = _validate.read_integer("ignore_index", ignore_index)
-    require_tensors(
+    _check_kinds(
         input=input, linear_weight=linear_weight, target=target,
         linear_bias=linear_bias, weight=weight, token_weight=token_weight,
     )  # fmt: skip
-    check_shapes(input, linear_weight, linear_bias, weight)
-    leading, classes = input.shape[:-1], linear_weight.shape[0]
-    soft = tuple(target.shape) == (*leading, classes)
-    if linear_weight.dim() > 2 or (soft and target.requires_grad):
+    if linear_weight.dim() > 2 or (_soft(input, linear_weight, target) and target.requires_grad):
+        check_constants({"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "scale": scale})
+        _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
+        check_shapes(input, linear_weight, linear_bias, weight)
         extras = {
             "z_loss": z_loss != 0,
             "softcap": softcap is not None,
@@ -107,6 +104,46 @@ def linear_cross_entropy(
         return _dense(
             input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, extras
         )
+    tokens = prepare(
+        input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, z_loss, softcap,
+        scale, token_weight, memory_budget, ALONE,
+    )  # fmt: skip
+    return loss_of(tokens, reduction)
+
+
+class Tokens(NamedTuple):
+    """The checked arguments of a cross-entropy: the rows that count, the head, and what their losses are made of."""
+
+    input: Tensor
+    linear_weight: Tensor
+    linear_bias: Tensor | None
+    target: Tensor
+    soft: bool
+    kept: Tensor | None
+    leading: torch.Size
+    factor: Tensor
+    class_weight: Tensor | None
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+    scale: float
+    memory_budget: int
+    peers: Peers
+
+
+def prepare(
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None,
+    reduction: str, ignore_index: int | None, label_smoothing: float, z_loss: float, softcap: float | None,
+    scale: float, token_weight: Tensor | None, memory_budget: int, peers: Peers,
+) -> Tokens:  # fmt: skip
+    """Check the arguments and leave out the rows that are ignored."""
+    check_constants({"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "scale": scale})
+    _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
+    if ignore_index is not None:
+        ignore_index = _validate.read_integer("ignore_index", ignore_index)
+    check_shapes(input, linear_weight, linear_bias, weight, peers.alone)
+    leading, soft = input.shape[:-1], _soft(input, linear_weight, target)
+    classes = linear_weight.shape[0] if soft else peers.classes or linear_weight.shape[0]
     if soft and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     require_one_device(input, target=target, token_weight=token_weight)
@@ -114,29 +151,61 @@ def linear_cross_entropy(
     _check_token_weight(token_weight, leading)
     h, W, b = autocast(input, linear_weight, linear_bias)
     h, factor = h.reshape(-1, h.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
-    y, kept = target.detach().reshape(-1, classes) if soft else target.reshape(-1), None
+    y, kept = target.detach().reshape(leading.numel(), classes) if soft else target.reshape(-1), None
     if not soft:
         kept = rows_that_count(target, classes, -100 if ignore_index is None else ignore_index)
         if kept is not None:
             h, y, factor = h[kept], y[kept], None if factor is None else factor[kept]
-    class_weight = None if weight is None else weight.detach().double()
+        y = y.long().contiguous()
     rows = torch.ones(y.shape[0], dtype=torch.float64, device=y.device) if factor is None else factor.double()
-    of_target = None if class_weight is None or soft else class_weight[y.long()]
-    terms = _linear.terms_of(rows, of_target, soft, reduction, label_smoothing, classes, z_loss)
-    u = W.new_ones(classes, dtype=torch.float64) if class_weight is None else class_weight
-    kind = torch.float64 if h.dtype == torch.float64 else torch.float32
-    weights = _linear.weights_of(terms, y if soft else None, u, label_smoothing, lambda array: array.to(kind))
-    index = None if soft else y.to(torch.int64).contiguous()
-    call = Call(index, weights, scale, softcap, memory_budget, dense=soft)
+    return Tokens(
+        h, W, b, y, soft, kept, leading, rows, None if weight is None else weight.detach().double(), label_smoothing,
+        z_loss, softcap, scale, memory_budget, peers,
+    )  # fmt: skip
+
+
+def loss_of(tokens: Tokens, reduction: str, total: Callable[[Tensor], Tensor] = lambda count: count) -> Tensor:
+    """Return the cross-entropy of the tokens; the mean divides by the ``total`` of their weights."""
+    h, W, peers, w, soft = tokens.input, tokens.linear_weight, tokens.peers, tokens.class_weight, tokens.soft
+    classes, kind = peers.classes or len(W), torch.float64 if h.dtype == torch.float64 else torch.float32
+    of_target = None if w is None or soft else class_weight_of(w, tokens.target, peers)
+    terms = _linear.terms_of(
+        tokens.factor, of_target, soft, reduction, tokens.label_smoothing, classes, tokens.z_loss, total
+    )
+    u = W.new_ones(len(W), dtype=torch.float64) if w is None else w
+    probabilities, index = (tokens.target, None) if soft else (None, tokens.target)
+    weights = _linear.weights_of(probabilities, u, tokens.label_smoothing, classes, lambda array: array.to(kind))
+    call = Call(index, weights, tokens.scale, tokens.softcap, tokens.memory_budget, dense=soft, peers=peers)
 
     def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[()]]:
         return _linear.cross_entropy(stream, terms, into).sum(), ()
 
     if reduction != "none":
-        return fused_loss(h, W, b, call, run)  # type: ignore[no-any-return]
-    found, *_ = linear_statistics(h, W, b, call, entropy=False)
-    losses: Tensor = _algebra.loss(found._replace(cross=None if terms.cross is None else found.cross), terms).to(kind)
-    return spread(losses, kept, leading)
+        return fused_loss(h, W, tokens.linear_bias, call, run)  # type: ignore[no-any-return]
+    found, *_ = linear_statistics(h, W, tokens.linear_bias, call, entropy=False)
+    losses: Tensor = _algebra.loss(found, terms).to(kind)
+    return spread(losses, tokens.kept, tokens.leading)
+
+
+def class_weight_of(weight: Tensor, target: Tensor, peers: Peers) -> Tensor:
+    """Return w_y of each target, from whoever holds the class; 0 of what is no class."""
+
+    def mine() -> Tensor:
+        column, inside = place(target, weight[None], peers.first_class)
+        return torch.where(inside, weight[torch.where(inside, column, 0)], 0.0) if len(weight) else like
+
+    like = torch.zeros(target.shape, dtype=weight.dtype, device=weight.device)
+    return peers.add(mine, like)  # type: ignore[no-any-return]
+
+
+def _soft(input: Tensor, linear_weight: Tensor, target: Tensor) -> bool:
+    return tuple(target.shape) == (*input.shape[:-1], linear_weight.shape[0]) and target.dim() == input.dim()
+
+
+def _check_kinds(**arguments: Tensor | None) -> None:
+    require_tensors(**arguments)
+    if arguments["input"].dim() < 1 or arguments["linear_weight"].dim() < 2:  # type: ignore[union-attr]
+        check_shapes(*(arguments[name] for name in ("input", "linear_weight", "linear_bias", "weight")))  # type: ignore[arg-type]
 
 
 def spread(field: Tensor, kept: Tensor | None, leading: torch.Size, others: int = 0) -> Tensor:
@@ -162,7 +231,7 @@ def check_constants(numbers: dict[str, Any]) -> None:
 
 
 def check_shapes(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, weight: Tensor | None, peers: Peers = ALONE
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, weight: Tensor | None, alone: bool = True
 ) -> None:
     """Raise unless these fit together; a shard of the vocabulary may be empty."""
     if input.dim() < 1:
@@ -174,7 +243,7 @@ def check_shapes(
             "expected equal input and linear_weight last dimensions (in_features), "
             f"got {input.shape[-1]} and {linear_weight.shape[-1]}, respectively"
         )
-    if linear_weight.shape[0] == 0 and peers.alone:
+    if linear_weight.shape[0] == 0 and alone:
         raise RuntimeError(f"linear_weight has shape {tuple(linear_weight.shape)}: expected at least one class")
     outputs = tuple(linear_weight.shape[:-1])
     if linear_bias is not None and tuple(linear_bias.shape) != outputs:
@@ -184,7 +253,7 @@ def check_shapes(
     if not input.is_floating_point():
         raise RuntimeError(f"expected a floating point input, got {input.dtype}")
     require_one_device(input, linear_weight=linear_weight, linear_bias=linear_bias, weight=weight)
-    mixed = not torch.is_autocast_enabled(input.device.type)
+    mixed = alone and not torch.is_autocast_enabled(input.device.type)
     for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias), ("weight", weight)):
         if tensor is None:
             continue

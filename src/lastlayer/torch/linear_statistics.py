@@ -63,8 +63,8 @@ def problem(
         require_tensors(target=target)
     if linear_weight.dim() != 2:
         raise ValueError(f"linear_weight has shape {tuple(linear_weight.shape)}, expected (V, D)")
-    check_shapes(input, linear_weight, linear_bias, None, peers)
-    check_class_weights(class_weights, linear_weight.shape[0])
+    check_shapes(input, linear_weight, linear_bias, None, peers.alone)
+    check_class_weights(class_weights, linear_weight.shape[0], peers.alone)
     if class_weights is not None and class_weights.requires_grad:
         raise RuntimeError("class_weights requires a gradient, which is not computed here")
     leading, classes = input.shape[:-1], peers.classes or linear_weight.shape[0]
@@ -226,13 +226,13 @@ def linear_loss(
 
 def loss_of(
     given: Problem, loss_fn: LossFunction, row_tensors: tuple[Tensor, ...], entropy: bool, reduction: str,
-    total: Callable[[float], float] = float,
+    total: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> Tensor:  # fmt: skip
     """Return the loss of a problem's rows, in one pass; the mean divides by ``total`` of their number."""
     _validate.check_reduction(reduction, ("mean", "sum"))
     require_tensors(**{f"row_tensors[{i}]": tensor for i, tensor in enumerate(row_tensors)})
     rows = tuple(given.rows(f"row_tensors[{i}]", tensor) for i, tensor in enumerate(row_tensors))
-    count = total(len(given.input)) if reduction == "mean" else 1.0
+    count = float(total(torch.tensor(float(len(given.input)), device=given.input.device))) if reduction == "mean" else 1
     factor = 1 / count if count else 0.0
 
     def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:

@@ -106,16 +106,16 @@ def shaped(found: LogitStatistics, ignored: Tensor | None, leading: torch.Size) 
     return LogitStatistics(*map(shape, found._fields, found))
 
 
-def check_logits(input: Tensor) -> None:
-    """Raise unless this is a floating tensor with classes."""
+def check_logits(input: Tensor, alone: bool = True) -> None:
+    """Raise unless this is a floating tensor with classes; a shard may have none."""
     if not input.is_floating_point():
         raise RuntimeError(f"input has dtype {input.dtype}, expected a floating type")
-    if input.dim() < 1 or input.shape[-1] == 0:
+    if input.dim() < 1 or (input.shape[-1] == 0 and alone):
         raise ValueError(f"input has shape {tuple(input.shape)}, expected (..., V) with at least one class")
 
 
-def check_class_weights(weights: Tensor | None, classes: int) -> None:
-    """Raise unless these are V finite factors >= 0 that do not sum to 0."""
+def check_class_weights(weights: Tensor | None, classes: int, alone: bool = True) -> None:
+    """Raise unless these are V finite factors >= 0 that do not sum to 0; a shard's may."""
     if weights is None:
         return
     require_tensors(class_weights=weights)
@@ -130,7 +130,7 @@ def check_class_weights(weights: Tensor | None, classes: int) -> None:
         raise ValueError(
             f"{_validate.element('class_weights', at)} = {float(weights[at])} must be a finite number >= 0"
         )
-    if not bool((weights > 0).any()):
+    if alone and not bool((weights > 0).any()):
         raise ValueError("class_weights are all 0: at least one must be above")
 
 

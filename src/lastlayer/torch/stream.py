@@ -57,25 +57,31 @@ class Call:
     """One call's constants: everything but the tensors that autograd must see."""
 
     target: Tensor | None
-    weights: Callable[[slice, slice], Tensor | None]
+    weights: Callable[[slice, slice], Tensor] | None
     scale: float
     softcap: float | None
     budget: int
     dense: bool = False
     peers: Peers = ALONE
 
-    def stream(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Stream:
-        """Return the stream over detached tensors."""
-        head = Head(weight, bias, self.scale, self.softcap)
-        return Stream(TorchProducts(input), input, head, self.target, self.weights, self.budget, self.dense, self.peers)
+    def begin(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]
+    ) -> tuple[Stream, Gradients | None]:
+        """Return the stream over detached tensors, and room for the gradients if one is wanted."""
+
+        def work() -> tuple[Stream, Gradients | None]:
+            head, products = Head(weight, bias, self.scale, self.softcap), TorchProducts(input)
+            stream = Stream(products, input, head, self.target, self.weights, self.budget, self.dense, self.peers)
+            room = any(wanted)
+            return stream, _linear.allocate(stream, wanted, lambda: torch.empty_like(input)) if room else None
+
+        return self.peers.ready(work)
 
     def target_weight(self, classes: int) -> Tensor | None:
         """Return the weights of K targets per row, of those among these classes; None without weights, or for K = 1."""
-        if self.target is None or self.target.dim() == 1:
+        if self.target is None or self.target.dim() == 1 or self.weights is None or not classes:
             return None
         u = self.weights(slice(0, len(self.target)), slice(0, classes))
-        if u is None or not classes:
-            return None
         column, inside = place(self.target, u[None], self.peers.first_class)
         return u[torch.where(inside, column, 0)].double()
 
@@ -126,8 +132,7 @@ class _Fused(torch.autograd.Function):
         wanted: tuple[bool, ...],
         *rows: Tensor,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        stream = call.stream(input, weight, bias)
-        into = _linear.allocate(stream, wanted[:3], lambda: torch.empty_like(input)) if any(wanted) else None  # type: ignore[arg-type]
+        stream, into = call.begin(input, weight, bias, wanted[:3])
         loss, of_rows = run(stream, into)
         gradients = (None, None, None) if into is None else rounded(into, input, weight, bias)
         return (loss.to(stream.products.dtype), *gradients, *of_rows)
@@ -163,7 +168,7 @@ class _Statistics(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, wanted: tuple[bool, ...], asked: dict[str, bool]
     ) -> tuple[Tensor | None, ...]:
-        found, saved, rank, argmax = _linear.statistics(call.stream(input, weight, bias), **asked)
+        found, saved, rank, argmax = _linear.statistics(call.begin(input, weight, bias, ())[0], **asked)
         # No tensor twice: what is kept has no gradient, the statistics have.
         return (*found, rank, argmax, *(None if kept is None else kept.clone() for kept in saved))
 
@@ -182,8 +187,7 @@ class _Statistics(torch.autograd.Function):
             return (None,) * 6
         input, weight, bias, *saved = ctx.saved_tensors
         with torch.no_grad():
-            stream = ctx.call.stream(input, weight, bias)
-            into = _linear.allocate(stream, ctx.wanted, lambda: torch.empty_like(input))
+            stream, into = ctx.call.begin(input, weight, bias, ctx.wanted)
             of_target = ctx.call.target_weight(stream.classes)
             _linear.push_statistics(stream, Saved(*saved), of_target, given, into)
             gradients = rounded(into, input, weight, bias)
