@@ -253,6 +253,14 @@ inline void gradient_columns(const GradientCall& call, const Group<T>& group, co
             const vec<F> x = z - s.max;
             return e * p.unit * (a + b * ((x < floor ? floor : x) - logs));
           });
+    return columns_to_rows<T>(group.z, call.out.tile, group.first, group.count);
+  }
+  const vec_double<F> size = select(numbers.alpha < 0.0, 0.0 - numbers.alpha, numbers.alpha);
+  const mask<F> tiny = to_narrow<F>(size < Simd<F>::least * (1.0 + s.rest));
+  if (any(tiny & (a != zero))) {
+    const Share<F> p(s, ones<F>());
+    write(numbers.alpha, a != zero,
+          [&](vec<F>, vec<F> e) { return tiny ? e * p.unit * a : e * slope.unit + e * slope.unit_low; });
   } else {
     write(numbers.alpha, a != zero, [&](vec<F>, vec<F> e) { return e * slope.unit + e * slope.unit_low; });
   }

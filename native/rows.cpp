@@ -300,7 +300,8 @@ struct Group {
   vec<F>*z, *e, *u;  // few classes: logits, terms and weights, a vector per class; else null
 };
 
-// p_j = term(z_j, from) (unit + unit_low), times a factor per row; NaN in rows without a distribution.
+// p_j = term(z_j, from) (unit + unit_low), times a factor per row; NaN in rows without a distribution. Below ``least``
+// times the sum, a factor is a ``tiny`` one: the unit would no longer be a normal number.
 template <class F>
 struct Share {
   vec<F> from, unit, unit_low;
@@ -514,7 +515,8 @@ void gradient_row(const GradientCall& call, int64_t i, int k, const Lanes<Statis
   const bool here = y >= call.out.from && y < call.out.to && y < row.classes;
   const F z_y = here ? widen(row.z[y * row.stride]) : F(0);  // read before the row is overwritten
 
-  if (beta == 0 && !u && call.inverse_softcap == 0) {
+  const bool tiny = std::fabs(alpha) < Simd<F>::least * (1 + rest);
+  if (beta == 0 && !u && call.inverse_softcap == 0 && !tiny) {
     const vec<F> factor = splat(slope.unit[k]), factor_low = splat(slope.unit_low[k]);
     map_row(row, call.out, i, [&](int64_t, vec<F> z) {
       const vec<F> e = term<F>(z, from);

@@ -16,6 +16,7 @@ struct Simd<float> {
   using bits = int32_t;
   static constexpr int mantissa = 23, bias = 127, shift = 64;
   static constexpr float lowest = -131.0f;  // exp(lowest) 2^shift is the last normal number
+  static constexpr double least = 0x1p-60;  // times 2^-shift it is normal still
 };
 
 template <>
@@ -23,6 +24,7 @@ struct Simd<double> {
   using bits = int64_t;
   static constexpr int mantissa = 52, bias = 1023, shift = 512;
   static constexpr double lowest = -1062.0;
+  static constexpr double least = 0x1p-508;
 };
 
 template <class F>

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 import lastlayer as ll
-from lastlayer import information, likelihood
+from lastlayer import information, likelihood, linear_statistics, statistics
 
 INF, NAN = math.inf, math.nan
 OURS_ONLY = {"z_loss", "softcap", "scale", "token_weight", "memory_budget"}  # what torch's functions do not have
@@ -278,6 +278,52 @@ LINEAR: Arguments = {
     "memory_budget": (1 << 20, BUDGET),
 }
 
+STATISTICS_TARGET = [
+    *(defect for defect in INDICES if defect.label not in ("None", "(N, 1)", "one-hot")),
+    Defect("one-hot", lambda a: np.eye(3, dtype=np.int64)[a], "layout", "names class 0 twice"),
+    Defect("(N, 0)", lambda a: a[:, None][:, :0], "shape"),
+    Defect("(N, 1, 1)", lambda a: a[:, None, None], "shape"),
+]
+SHARES_OF_CLASSES = [
+    *OPTIONAL,
+    *PER_CLASS,
+    *NEGATIVE,
+    Defect("zeros", lambda a: a * 0, "range", "all 0"),
+]
+STATISTICS: Arguments = {
+    "input": (Z, [*LOGITS, *ROWS[:1], FEWER_ROWS._replace(shows=r"\(4,\)", names="target"), NO_CLASSES]),
+    "target": (Y, STATISTICS_TARGET),
+    "class_weights": (W, SHARES_OF_CLASSES),
+    "ignore_index": (-100, IGNORE),
+}
+LINEAR_STATISTICS: Arguments = {
+    **{name: LINEAR[name] for name in ("input", "linear_weight", "linear_bias", "softcap", "scale", "memory_budget")},
+    **{name: STATISTICS[name] for name in ("target", "class_weights", "ignore_index")},
+}
+
+
+def cotangents(**fields: Any) -> statistics.LogitStatistics:
+    """Return cotangents of these statistics of 5 rows."""
+    return statistics.LogitStatistics(**{"logsumexp": np.ones(5), "logprob": np.ones(5), **fields})
+
+
+COTANGENTS: tuple[Any, list[Defect]] = (
+    cotangents(),
+    [
+        NONE,
+        *TEXT,
+        Defect("array", lambda _: np.ones(5), "type", "ndarray"),
+        Defect("one text", lambda _: cotangents(entropy="abc"), "type", "dtype <U3"),
+        Defect("one complex", lambda _: cotangents(max=np.ones(5) * 1j), "type", "dtype complex128"),
+        Defect("one scalar", lambda _: cotangents(logsumexp=1.0), "shape", r"\(\), expected \(5,\)"),
+        Defect("one N-1", lambda _: cotangents(entropy=np.ones(4)), "shape", r"\(4,\), expected \(5,\)"),
+        Defect("one (N, 1)", lambda _: cotangents(logprob=np.ones((5, 1))), "shape", r"\(5, 1\), expected \(5,\)"),
+        Defect("rank", lambda _: cotangents(rank=np.ones(5)), "range", "rank"),
+        Defect("argmax", lambda _: cotangents(argmax=np.ones(5)), "range", "argmax"),
+    ],
+)
+NO_TARGET = Defect("None", lambda _: None, "range", "no target")
+
 
 def with_gradient(arguments: Arguments, shape: Any, defects: list[Defect]) -> Arguments:
     """Return the arguments of a loss's twin: its own, and the target once more."""
@@ -343,6 +389,21 @@ NUMPY: dict[str, tuple[Callable[..., Any], Arguments]] = {
     "linear_cross_entropy_value_and_grad": (
         ll.linear_cross_entropy_value_and_grad,
         plain(LINEAR, target=(Y, NO_CLASS), memory_budget=(1 << 20, BUDGET)),
+    ),
+    "logit_statistics": (statistics.logit_statistics, {**STATISTICS, "axis": (-1, AXIS)}),
+    "logit_statistics_vjp": (
+        statistics.logit_statistics_vjp,
+        plain(STATISTICS, target=(Y, [*NO_CLASS, NO_TARGET]), cotangents=COTANGENTS, axis=(-1, AXIS)),
+    ),
+    "linear_logit_statistics": (linear_statistics.linear_logit_statistics, LINEAR_STATISTICS),
+    "linear_logit_statistics_vjp": (
+        linear_statistics.linear_logit_statistics_vjp,
+        plain(
+            LINEAR_STATISTICS,
+            target=(Y, [*NO_CLASS, NO_TARGET]),
+            cotangents=COTANGENTS,
+            memory_budget=(1 << 20, BUDGET),
+        ),
     ),
     "surprisal": (
         ll.surprisal,
@@ -443,6 +504,56 @@ LEGAL = {
 }
 
 
+def losses_of(statistics: Any, *row_tensors: Any) -> Any:
+    """Return one loss per row."""
+    return sum((tensor.reshape(len(tensor), -1).sum(-1) for tensor in row_tensors), -statistics.logprob)
+
+
+def returns(label: str, change: Callable[[Any], Any], shows: str) -> Defect:
+    """Let the loss function return something else."""
+    return Defect(label, lambda f: lambda *arguments: change(f(*arguments)), "range", shows)
+
+
+def in_torch(arguments: Arguments) -> Arguments:
+    """Return the arguments of statistics with what torch's front end has besides, and says in torch's words."""
+    more = {"class_weights": [META]}
+    said = {"D+1": {"shows": "2 and 3|3 and 2"}, "one-hot": {"kind": "range"}}
+    return {
+        name: (value, [*(defect._replace(**said.get(defect.label, {})) for defect in defects), *more.get(name, [])])
+        for name, (value, defects) in arguments.items()
+    }
+
+
+LOSS_FN: tuple[Any, list[Defect]] = (
+    losses_of,
+    [
+        *swap("type", None, "abc", 1.0),
+        returns("the sum", lambda losses: losses.sum(), r"of shape \(\) for 5 rows"),
+        returns("(N, 1)", lambda losses: losses[:, None], r"of shape \(5, 1\) for 5 rows"),
+        returns("N-1", lambda losses: losses[1:], r"of shape \(4,\) for 5 rows"),
+        returns("a number", lambda losses: 1.0, "1.0 for 5 rows"),
+        returns("nothing", lambda losses: None, "None for 5 rows"),
+        returns("integers", lambda losses: losses.long(), "int64"),
+        returns("their share", lambda losses: losses / len(losses), "couples rows: the loss of row 0"),
+    ],
+)
+ROW_TENSORS = [NONE, *TEXT, NDARRAY, SCALAR, MORE_ROWS, FEWER_ROWS, DEEPER, META]
+COUNTED = [NONE, TEXT[0], BOOL, Defect("float", lambda a: a * 1.0, "type"), COMPLEX, NDARRAY]
+GROUP: tuple[Any, list[Defect]] = (None, [*swap("type", "abc"), Defect("1", lambda _: 1, "type", "group = 1")])
+PIECE: tuple[Any, list[Defect]] = (
+    Y,
+    [
+        NONE,
+        TEXT[0],
+        BOOL,
+        Defect("float", lambda a: a * 1.0, "type"),
+        NDARRAY,
+        SCALAR._replace(shows="scalar"),
+        *swap("range", -1, NAN, INF),
+    ],
+)
+
+
 def torch_table() -> dict[str, tuple[Callable[..., Any], Callable[..., Any] | None, Arguments]]:
     """Return our functions, torch's own, and the arguments."""
     import torch
@@ -500,6 +611,44 @@ def torch_table() -> dict[str, tuple[Callable[..., Any], Callable[..., Any] | No
             F.linear_cross_entropy,
             linear,
             plain(LINEAR, target=(P, [*ROWS, *NO_PROBABILITY, META]), ignore_index=(None, swap("range", -100))),
+        ),
+        "logit_statistics": (F.logit_statistics, None, in_torch(STATISTICS)),
+        "linear_logit_statistics": (F.linear_logit_statistics, None, in_torch(LINEAR_STATISTICS)),
+        "linear_loss": (
+            F.linear_loss,
+            None,
+            {
+                **in_torch(LINEAR_STATISTICS),
+                "loss_fn": LOSS_FN,
+                "reduction": ("mean", [*REDUCTION, *swap("range", "none")]),
+            },
+        ),
+        "linear_loss[row_tensors]": (
+            lambda row_tensors, **arguments: F.linear_loss(losses_of, *arguments.values(), row_tensors),
+            None,
+            plain(
+                {name: LINEAR[name] for name in ("input", "linear_weight", "target")}, row_tensors=(REALS, ROW_TENSORS)
+            ),
+        ),
+        "count_tokens": (
+            F.count_tokens,
+            None,
+            {"target": (Y, COUNTED), "ignore_index": (-100, IGNORE), "group": GROUP},
+        ),
+        "accumulation": (
+            lambda targets, **options: F.accumulation([targets], **options).__enter__(),
+            None,
+            {
+                "targets": PIECE,
+                "ignore_index": (-100, IGNORE),
+                "group": GROUP,
+                "gradient_reduction": ("mean", swap("range", "avg", None)),
+            },
+        ),
+        "merge_over_ranks": (
+            F.merge_over_ranks,
+            None,
+            {"mean": (F.TokenMean(1.0, 2), swap("type", None, "abc", 1.0)), "group": GROUP},
         ),
         "categorical": (
             F.categorical,

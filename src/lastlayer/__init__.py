@@ -24,12 +24,15 @@ from lastlayer.functional import (
 )
 from lastlayer.information import entropy, perplexity, surprisal
 from lastlayer.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad
+from lastlayer.linear_statistics import linear_logit_statistics, linear_logit_statistics_vjp
 from lastlayer.sampling import Sample, categorical, multinomial
+from lastlayer.statistics import LogitStatistics, logit_statistics, logit_statistics_vjp
 from lastlayer.token_mean import TokenMean
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LogitStatistics",
     "NotLogProbabilityWarning",
     "Sample",
     "TokenMean",
@@ -47,9 +50,13 @@ __all__ = [
     "likelihood",
     "linear_cross_entropy",
     "linear_cross_entropy_value_and_grad",
+    "linear_logit_statistics",
+    "linear_logit_statistics_vjp",
     "log_sigmoid",
     "log_softmax",
     "logit",
+    "logit_statistics",
+    "logit_statistics_vjp",
     "logsumexp",
     "multinomial",
     "nll_loss",

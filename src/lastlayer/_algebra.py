@@ -67,7 +67,7 @@ class LogitStatistics(NamedTuple):
         argmax: the first class with the largest logit, int64; -1 for an ignored row.
     """
 
-    logsumexp: Array
+    logsumexp: Array = None
     logprob: Array = None
     entropy: Array = None
     mean_logit: Array = None
@@ -220,28 +220,32 @@ def log1mexp(x: Array) -> Array:
 def softplus(x: Array) -> Array:
     """Return log(1 + exp(x)) as a sum of two terms >= 0."""
     xp = namespace(x)
-    return xp.where(x > 0, x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
+    return xp.logaddexp(x, xp.zeros_like(x))
 
 
 def log_others(chosen: State, others: State) -> Array:
-    """Return log(1 - P) where P is the probability of the chosen classes, all of which the two states hold."""
+    """Return log(1 - P) where P is the probability of the chosen classes; -inf where there are no others."""
     xp = namespace(others.max)
-    odds = logsumexp(chosen) - logsumexp(others)
-    return xp.where(xp.isfinite(others.max), -softplus(odds), xp.where(others.max < 0, others.max, math.nan))
+    a, b = logsumexp(chosen), logsumexp(others)
+    odds = xp.where(xp.isfinite(b), a - b, 0.0)
+    both = xp.isfinite(b) & (a < math.inf)
+    none = xp.isfinite(a) & (b == -math.inf)
+    return xp.where(both, -softplus(odds), xp.where(none, -math.inf, math.nan))
 
 
 def logit_statistics(found: Statistics, mass: Array, round_: Callable[[Array], Array]) -> LogitStatistics:
     """Return the statistics under their public names, for weights that sum to mass, each rounded once."""
     mean = None if found.cross is None else -found.cross / mass
-    remainder = found.others if found.others is not None or found.logprob is None else log1mexp(found.logprob)
+    xp = namespace(found.logsumexp)
+    highest = None if found.max is None else xp.where(xp.isnan(found.logsumexp), math.nan, found.max)
     fields = LogitStatistics(
         found.logsumexp,
         found.logprob,
         found.entropy,
         None if mean is None else found.logsumexp + mean,
-        found.max,
+        highest,
         mean,
-        remainder,
+        found.others,
     )
     return LogitStatistics(*(None if field is None else round_(field) for field in fields))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lastlayer import _algebra, _validate
 from lastlayer._algebra import Array, State, Statistics, Terms
-from lastlayer._statistics import Cotangents, Folded, concatenate, cotangents, finish
+from lastlayer._statistics import Cotangents, Folded, argmax_of, concatenate, cotangents, finish
 from lastlayer._stream import Gradients, Stream
 
 Rule = Callable[[slice, Statistics, Folded], tuple[Array, Cotangents | None]]
@@ -101,11 +101,9 @@ def statistics(
     stream.peers.close()
     found, folded = (concatenate(each) for each in zip(*parts, strict=True))
     state = folded.state
-    many = folded.chosen is not None and folded.chosen.ndim == 2
-    saved = Saved(state.max, state.rest, state.mass, found.entropy, None, None, None, folded.first)
-    if many:
-        saved = saved._replace(logprob=found.logprob, others=found.others, chosen=folded.chosen)
-    return found, saved, concatenate(counts), folded.argmax
+    kept = (found.logprob, found.others, folded.chosen)
+    saved = Saved(state.max, state.rest, state.mass, found.entropy, *kept, folded.first)
+    return found, saved, concatenate(counts), argmax_of(found, folded)
 
 
 def push_statistics(stream: Stream, saved: Saved, target_weight: Array, upstream: Statistics, into: Gradients) -> None:
@@ -116,7 +114,8 @@ def push_statistics(stream: Stream, saved: Saved, target_weight: Array, upstream
         folded = Folded(State(kept.max, kept.rest, None, None, kept.mass), kept.chosen)
         found = Statistics(None, kept.logprob, kept.entropy, None, kept.max, kept.others)
         u = None if target_weight is None else target_weight[rows]
-        stream.push(rows, folded.state, cotangents(found, folded, u, some, stream.head.softcap), into, kept.first)
+        given = cotangents(found, folded, some, stream.products.dtype.itemsize, u, stream.head.softcap)
+        stream.push(rows, folded.state, given, into, kept.first)
     stream.peers.close()
 
 

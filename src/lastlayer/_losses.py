@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lastlayer import _algebra, _backends
-from lastlayer._algebra import State, Terms
+from lastlayer._algebra import State, Terms, softplus
 from lastlayer._arrays import (
     FLOATS,
     Array,
@@ -341,11 +341,6 @@ def sigmoid(x: Array) -> Array:
     e = np.exp(-np.abs(x))
     q = e / (1 + e)
     return np.asarray(np.where(x < 0, q, 1 - q))
-
-
-def softplus(x: Array) -> Array:
-    """Return log(1 + exp(x)) as a sum of two terms >= 0."""
-    return np.asarray(np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))))
 
 
 def read_factors(name: str, value: ArrayLike) -> Array:

@@ -4,8 +4,8 @@ One target per row is the kernels' business. With K targets per row the classes 
 others: log p_k of each k in S, and log(1 - P(S)), whose digits come from folding the others alone. Backwards the kernel
 writes the others' gradients, and those of S are written over it one by one:
 
-    dz_j = p_j (alpha + beta log p_j + g / (1 - P)) + delta u_j                   j not in S;  g: of log(1 - P)
-    dz_k = p_k (alpha + beta log p_k) + gamma_k + delta u_k                       k in S;      alpha counts -g
+    dz_j = p_j (alpha + beta log p_j + g P / (1 - P)) + delta u_j      j not in S;  g: the gradient of log(1 - P)
+    dz_k = p_k (alpha + beta log p_k - g) + gamma_k + delta u_k        k in S
 
 The gradient of a row's maximum goes to the first class that attains it.
 """
@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 from lastlayer import _algebra, _backends
 from lastlayer._algebra import Array, Coefficients, State, Statistics, namespace, times
 
-COPIED = 1 << 18  # logits at a time, where targets must be masked in a copy
+COPIED = 1 << 17  # logits at a time, where targets must be masked in a copy
+
+# Of P / (1 - P), in nats, by the type that a kernel computes in: beyond, the gradient of log(1 - P) fades to 0.
+STEEPEST = {2: 80.0, 4: 80.0, 8: 700.0}
 
 
 class Folded(NamedTuple):
@@ -86,9 +89,14 @@ def rows_of(z: Array) -> Array:
     return _algebra.classes(z.T)[:, None]
 
 
+def pick(z: Array, index: Array) -> Array:
+    """Return z[i, index[i]], or z[i, index[i, k]]."""
+    return z[rows_of(z) if index.ndim == 2 else _algebra.classes(z.T), index]
+
+
 def take(z: Array, index: Array) -> Array:
-    """Return z[i, index[i, k]] in float64."""
-    return _algebra.double(z[rows_of(z), index])
+    """Return the same in float64."""
+    return _algebra.double(pick(z, index))
 
 
 def place(index: Array, z: Array, first_class: int) -> tuple[Array, Array]:
@@ -167,40 +175,63 @@ def of_targets(folded: Folded) -> tuple[Array, Array]:
     return -((m - folded.chosen) + s), _algebra.log_others(_algebra.fold(folded.chosen), folded.others)
 
 
+def argmax_of(found: Statistics, folded: Folded) -> Array | None:
+    """Return the argmax that was folded, -1 in rows that hold NaN."""
+    xp = namespace(folded.state.max)
+    return None if folded.argmax is None else xp.where(xp.isnan(found.logsumexp), -1, folded.argmax)
+
+
 def finish(folded: Folded, entropy: bool = False) -> Statistics:
     """Turn what was folded into statistics; the log-probability is None without a target."""
     many = folded.chosen is not None and folded.chosen.ndim == 2
     found = _algebra.finish(folded.state, None if many else folded.chosen)
-    logprob, others = of_targets(folded) if many else (None if folded.chosen is None else found.logprob, None)
-    return found._replace(logprob=logprob, others=others, entropy=found.entropy if entropy else None)
+    found = found._replace(entropy=found.entropy if entropy else None)
+    if folded.chosen is None:
+        return found._replace(logprob=None)
+    logprob, others = of_targets(folded) if many else (found.logprob, _algebra.log1mexp(found.logprob))
+    return found._replace(logprob=logprob, others=others)
 
 
 def cotangents(
-    found: Statistics, folded: Folded, target_weight: Array, upstream: Statistics, softcap: float | None = None
+    found: Statistics,
+    folded: Folded,
+    upstream: Statistics,
+    itemsize: int,
+    target_weight: Array | None = None,
+    softcap: float | None = None,
 ) -> Cotangents:
-    """Turn the incoming gradients of the statistics (None: 0) into what ``write`` needs.
+    """Turn the incoming gradients of the statistics (None: 0) into what ``write`` needs, for logits of ``itemsize``.
 
-    ``target_weight`` is u at the K targets, (N, K) or None.
+    ``target_weight`` is u at the targets, (N,) or (N, K). One target is one of K where the others have a gradient: as
+    p_y nears 1, log(1 - p_y) grows so steep in log p_y that all other terms would lose their digits beside it.
     """
-    state = folded.state
+    mass, m, logp, g_each, g_others = folded.state.mass, folded.state.max, found.logprob, *upstream[1::4]
     g_max = upstream.max
     if g_max is not None and softcap is not None:
-        g_max = g_max * (1 - (state.max / softcap) ** 2)
-    if folded.chosen is None or folded.chosen.ndim == 1:
-        return Cotangents(_algebra.coefficients(found, state.mass, upstream), None, g_max)
-    zero = namespace(state.max).zeros_like(state.max)
-    g_each = zero[:, None] if upstream.logprob is None else upstream.logprob
-    g_others = zero if upstream.others is None else upstream.others
-    numbers = _algebra.coefficients(found, state.mass, upstream._replace(logprob=g_each.sum(-1) + g_others))
-    alpha, beta, _, delta = (number[:, None] for number in numbers)
-    logp = found.logprob
-    values = times(alpha + times(beta, logp), namespace(logp).exp(logp)) + g_each
-    if target_weight is not None:
-        values = values + delta * target_weight
-    if softcap is not None:
-        values = times(values, 1 - (folded.chosen / softcap) ** 2)
-    share = times(g_others, namespace(logp).exp(-found.others))
-    return Cotangents(numbers._replace(alpha=numbers.alpha + share, gamma=zero), values, g_max)
+        g_max = g_max * (1 - (m / softcap) ** 2)
+    if g_others is None and (g_each is None or g_each.ndim == 1):
+        return Cotangents(_algebra.coefficients(found, mass, upstream), None, g_max)
+    xp, (logp, g_each, u, chosen) = namespace(m), map(_columns, (logp, g_each, target_weight, folded.chosen))
+    g_each = xp.zeros_like(logp) if g_each is None else g_each
+    g_others = xp.zeros_like(m) if g_others is None else xp.where(found.others == -math.inf, 0.0, g_others)
+    rest = _algebra.coefficients(found, mass, upstream._replace(logprob=None))
+    alpha, beta, _, delta = (number[:, None] for number in rest)
+    total, p = g_each.sum(-1)[:, None], xp.exp(logp)
+    # g_k - p_k sum(g), where p > 1/2 by way of 1 - p
+    own = xp.where(p > 0.5, (g_each - total) - times(total, xp.expm1(logp)), g_each - times(total, p))
+    values = times((alpha - g_others[:, None]) + times(beta, logp), p) + own
+    if u is not None:
+        values = values + delta * u
+    if softcap is not None and chosen is not None:
+        values = times(values, 1 - (chosen / softcap) ** 2)
+    odds = _algebra.logsumexp(_algebra.fold(logp)) - xp.where(g_others != 0, found.others, 0.0)  # log P / (1 - P)
+    odds = xp.where(odds < STEEPEST[itemsize], odds, STEEPEST[itemsize])
+    alpha = (rest.alpha - total[:, 0]) + times(g_others, xp.exp(odds))
+    return Cotangents(rest._replace(alpha=alpha, gamma=xp.zeros_like(m)), values, g_max)
+
+
+def _columns(array: Array | None) -> Array | None:
+    return array if array is None or array.ndim == 2 else array[:, None]
 
 
 def write(
@@ -225,13 +256,28 @@ def write(
             hit = hit & pending
             pending &= ~hit
     many = given.values is not None
-    backend.gradient(z, state, given.numbers, None if many else target, weight, first_class, softcap, out=out)
+    single = target if target is not None and target.ndim == 1 and not many else None
+    backend.gradient(z, state, given.numbers, single, weight, first_class, softcap, out=out)
     if many:
-        column, inside = place(target, z, first_class)
+        column, inside = place(_columns(target), z, first_class)
         out[(rows_of(z) + 0 * column)[inside], column[inside]] = _algebra.cast(given.values[inside], out)
     if top is not None:
         row, column = rows_of(z)[hit][:, 0], top[hit]
         out[row, column] = _algebra.cast(_algebra.double(out[row, column]) + given.maximum[hit], out)
+
+
+def dense(z: Array, state: State, given: Cotangents, target: Array | None, weight: Array | None) -> Array:
+    """Return what ``write`` writes for whole rows, by functions that map over several cotangents at once."""
+    xp, many = namespace(z), given.values is not None
+    dz = _algebra.gradient(z, state, given.numbers, None if many or target is None else target, weight)
+    if many:
+        index = _columns(target)
+        for k in range(index.shape[1]):  # type: ignore[union-attr]
+            value = given.values if index.shape[1] == 1 else given.values[..., k : k + 1]  # type: ignore[union-attr]
+            dz = xp.where(_algebra.classes(z) == index[:, k : k + 1], value, dz)  # type: ignore[index]
+    if given.maximum is not None:
+        dz = dz + xp.where(_algebra.apart(z), given.maximum[..., None], 0.0)
+    return dz
 
 
 def rank(z: Array, chosen: Array) -> Array:
@@ -252,4 +298,7 @@ def of_logits(z: Array, target: Array | None, weight: Array | None, entropy: boo
         found = finish(folded, entropy)
         return found._replace(cross=None if weight is None else found.cross), folded
     found, state = _backends.choose(z).statistics(z, target, weight, entropy)
-    return found, Folded(state)
+    if target is None:
+        return found, Folded(state)
+    chosen = found.logprob + found.logsumexp
+    return found._replace(others=_algebra.log1mexp(found.logprob)), Folded(state, chosen)

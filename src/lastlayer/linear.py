@@ -19,7 +19,7 @@ Floats = NDArray[Any]
 
 
 class LinearGradients(NamedTuple):
-    """Gradients of ``linear_cross_entropy``; ``linear_bias`` is None if there was no bias."""
+    """Gradients of a loss of a linear head; ``linear_bias`` is None if there was no bias."""
 
     input: Floats
     linear_weight: Floats
@@ -184,18 +184,10 @@ class _Call:
         weight: ArrayLike | None, reduction: str, ignore_index: int | None, label_smoothing: float, z_loss: float,
         softcap: float | None, scale: float, token_weight: ArrayLike | None, memory_budget: int,
     ) -> None:  # fmt: skip
-        self.input, self.weight = real("input", input), real("linear_weight", linear_weight)
+        self.input, self.weight, self.bias = read_head(input, linear_weight, linear_bias)
         _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
         ignore_index = None if ignore_index is None else _validate.read_integer("ignore_index", ignore_index)
-        if self.input.ndim < 1 or self.weight.ndim != 2 or self.input.shape[-1] != self.weight.shape[1]:
-            shapes = f"{self.input.shape} and {self.weight.shape}"
-            raise ValueError(f"input and linear_weight have shapes {shapes}, expected (..., D) and (V, D)")
         self.leading, (classes, features) = self.input.shape[:-1], self.weight.shape
-        if classes == 0:
-            raise ValueError(f"linear_weight has shape {self.weight.shape}: expected at least one class")
-        self.bias = None if linear_bias is None else real("linear_bias", linear_bias)
-        if self.bias is not None:
-            _validate.check_shape("linear_bias", self.bias, (classes,), ": one per class")
         class_weight, y = read_weight(weight, classes), unmasked("target", target)
         self.soft = y.dtype.kind == "f" or y.dtype.name == "bfloat16"
         self._check_target(y, classes)
@@ -233,7 +225,7 @@ class _Call:
         self.terms = _linear.terms_of(factor, of_target, self.soft, self.reduction, smoothing, classes, z_loss)
         products, u = NumpyProducts(self.input.dtype), np.ones(classes) if class_weight is None else class_weight
         soft = y if self.soft else None
-        weights = _linear.weights_of(self.terms, soft, u, smoothing, lambda array: array.astype(products.dtype))
+        weights = _linear.weights_of(soft, u, smoothing, classes, lambda array: array.astype(products.dtype))
         head = Head(self.weight, self.bias, scale, softcap)
         self.stream = Stream(products, self.hidden, head, index, weights, budget, dense=self.soft)
 
@@ -249,15 +241,38 @@ class _Call:
         return every.reshape(self.leading)[()]
 
     def gradients(self, into: Gradients) -> LinearGradients:
-        assert into.input is not None
-        assert into.weight is not None
-        every = into.input
-        if not self.kept.all():
-            every = np.zeros((self.kept.size, self.input.shape[-1]), self.input.dtype)
-            every[self.kept] = into.input
-        bias = None if into.bias is None or self.bias is None else into.bias.astype(self.bias.dtype)
-        weight = into.weight.astype(self.weight.dtype, copy=False)
-        return LinearGradients(every.reshape(self.input.shape), weight, bias)
+        kept = None if self.kept.all() else self.kept
+        return gradients_like(into, kept, self.input, self.weight, self.bias)
+
+
+def read_head(
+    input: ArrayLike, linear_weight: ArrayLike, linear_bias: ArrayLike | None
+) -> tuple[Floats, Floats, Floats | None]:
+    """Return hidden states (..., D), weight (V, D) and bias (V) or None, checked."""
+    hidden, weight = real("input", input), real("linear_weight", linear_weight)
+    if hidden.ndim < 1 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
+        shapes = f"{hidden.shape} and {weight.shape}"
+        raise ValueError(f"input and linear_weight have shapes {shapes}, expected (..., D) and (V, D)")
+    if weight.shape[0] == 0:
+        raise ValueError(f"linear_weight has shape {weight.shape}: expected at least one class")
+    bias = None if linear_bias is None else real("linear_bias", linear_bias)
+    if bias is not None:
+        _validate.check_shape("linear_bias", bias, weight.shape[:1], ": one per class")
+    return hidden, weight, bias
+
+
+def gradients_like(
+    into: Gradients, kept: NDArray[np.bool_] | None, input: Floats, weight: Floats, bias: Floats | None
+) -> LinearGradients:
+    """Return the gradients in the types and shapes of these; that of the input is 0 in rows that were not kept."""
+    assert into.input is not None
+    assert into.weight is not None
+    every = into.input
+    if kept is not None:
+        every = np.zeros((kept.size, input.shape[-1]), input.dtype)
+        every[kept] = into.input
+    of_bias = None if into.bias is None or bias is None else into.bias.astype(bias.dtype)
+    return LinearGradients(every.reshape(input.shape), into.weight.astype(weight.dtype, copy=False), of_bias)
 
 
 def _read_token_weight(token_weight: ArrayLike, leading: tuple[int, ...]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ import torch.nn.functional as _functional
 from lastlayer._algebra import LogitStatistics
 from lastlayer._validate import NotLogProbabilityWarning
 from lastlayer.token_mean import TokenMean
+from lastlayer.torch import distillation, objectives
 from lastlayer.torch.accumulation import accumulation, count_tokens, merge_over_ranks
 from lastlayer.torch.functional import (
     argmax,
@@ -50,6 +51,7 @@ __all__ = [
     "categorical",
     "count_tokens",
     "cross_entropy",
+    "distillation",
     "kl_div",
     "linear_cross_entropy",
     "linear_logit_statistics",
@@ -63,6 +65,7 @@ __all__ = [
     "merge_over_ranks",
     "multinomial",
     "nll_loss",
+    "objectives",
     "sigmoid",
     "softmax",
 ]

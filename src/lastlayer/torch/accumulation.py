@@ -150,7 +150,8 @@ def count_tokens(target: Tensor | Iterable[Tensor], *, ignore_index: int = -100,
     if isinstance(target, Tensor):
         local = _tokens("target", target, ignored)
     else:
-        local = sum(_tokens(f"target[{i}]", piece, ignored) for i, piece in enumerate(target))
+        pieces = _pieces("target", target)
+        local = sum(_tokens(f"target[{i}]", piece, ignored) for i, piece in enumerate(pieces))
     return sum(_gather(local, group))
 
 
@@ -166,6 +167,13 @@ def merge_over_ranks(mean: TokenMean, group: Any = None) -> TokenMean:
     if not isinstance(mean, TokenMean):
         raise TypeError(f"mean must be a TokenMean, not {type(mean).__name__}")
     return sum(map(TokenMean.from_dict, _gather(mean.to_dict(), group)), TokenMean())
+
+
+def _pieces(name: str, value: Any) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{name} is {type(value).__name__}, expected a Tensor, or several") from None
 
 
 def _tokens(name: str, target: Any, ignore_index: int) -> int:

@@ -431,12 +431,11 @@ class _ShardStatistics(torch.autograd.Function):
             counts = shards.add(lambda: _statistics.rank(z, folded.chosen), (folded.chosen == 0) * 0)
         shards.close()
         found, state = _statistics.finish(folded, entropy), folded.state
-        many = folded.chosen is not None and folded.chosen.dim() == 2
-        more = (found.logprob, found.others, folded.chosen) if many else (None, None, None)
+        more = (found.logprob, found.others, folded.chosen)
         ctx.save_for_backward(z, target, weight, state.max, state.rest, state.mass, found.entropy, folded.first, *more)
         ctx.first_class = shards.first_class
         ctx.set_materialize_grads(False)
-        constants = (state.mass.clone(), counts, folded.argmax)
+        constants = (state.mass.clone(), counts, _statistics.argmax_of(found, folded))
         ctx.mark_non_differentiable(*(t for t in constants if t is not None))
         return (*found._replace(max=state.max.clone()), *constants)
 
@@ -448,7 +447,9 @@ class _ShardStatistics(torch.autograd.Function):
             column, inside = _statistics.place(target, z, ctx.first_class)
             u = weight[torch.where(inside, column, 0)].double()
         found = Statistics(None, logprob, entropy, None, m, others)
-        given = _statistics.cotangents(found, folded, u, Statistics(*upstream[: len(Statistics._fields)]))
+        given = _statistics.cotangents(
+            found, folded, Statistics(*upstream[: len(Statistics._fields)]), z.dtype.itemsize, u
+        )
         out = torch.empty_like(z)
         if z.shape[1]:
             _statistics.write(

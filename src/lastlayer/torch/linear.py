@@ -150,7 +150,7 @@ def prepare(
     _check_target(target, leading, classes, soft)
     _check_token_weight(token_weight, leading)
     h, W, b = autocast(input, linear_weight, linear_bias)
-    h, factor = h.reshape(-1, h.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
+    h, factor = h.reshape(leading.numel(), h.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
     y, kept = target.detach().reshape(leading.numel(), classes) if soft else target.reshape(-1), None
     if not soft:
         kept = rows_that_count(target, classes, -100 if ignore_index is None else ignore_index)

@@ -17,10 +17,10 @@ from lastlayer import _algebra, _linear, _validate
 from lastlayer._algebra import LogitStatistics, Statistics
 from lastlayer._statistics import Cotangents, Folded, cotangents
 from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Peers, Stream
-from lastlayer.torch.functional import require_tensors
+from lastlayer.torch.functional import require_one_device, require_tensors
 from lastlayer.torch.linear import check_constants, check_shapes, spread
 from lastlayer.torch.logits import UNCOUNTED, check_class_weights, check_targets
-from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics
+from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics, wanted
 
 LossFunction = Callable[..., Tensor]
 COUPLED = 1e-3  # a loss that changes by more than this part when half of the rows are taken away depends on them
@@ -50,6 +50,7 @@ class Problem(NamedTuple):
         return flat if self.kept is None else flat[self.kept]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values
 def problem(
     input: Tensor, linear_weight: Tensor, target: Tensor | None, linear_bias: Tensor | None,
     class_weights: Tensor | None, scale: float, softcap: float | None, ignore_index: int, memory_budget: int,
@@ -65,13 +66,14 @@ def problem(
         raise ValueError(f"linear_weight has shape {tuple(linear_weight.shape)}, expected (V, D)")
     check_shapes(input, linear_weight, linear_bias, None, peers.alone)
     check_class_weights(class_weights, linear_weight.shape[0], peers.alone)
+    require_one_device(input, target=target, class_weights=class_weights)
     if class_weights is not None and class_weights.requires_grad:
         raise RuntimeError("class_weights requires a gradient, which is not computed here")
     leading, classes = input.shape[:-1], peers.classes or linear_weight.shape[0]
     index, ignored = check_targets(target, leading, classes, ignore_index)
     kept = None if ignored is None else (~ignored).nonzero()[:, 0]
     h, W, b = autocast(input, linear_weight, linear_bias)
-    h = h.reshape(-1, h.shape[-1])
+    h = h.reshape(leading.numel(), h.shape[-1])
     if kept is not None and index is not None:
         h, index = h[kept], index[kept]
     kind = torch.float64 if h.dtype == torch.float64 else torch.float32
@@ -230,13 +232,18 @@ def loss_of(
 ) -> Tensor:  # fmt: skip
     """Return the loss of a problem's rows, in one pass; the mean divides by ``total`` of their number."""
     _validate.check_reduction(reduction, ("mean", "sum"))
-    require_tensors(**{f"row_tensors[{i}]": tensor for i, tensor in enumerate(row_tensors)})
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is {type(loss_fn).__name__}, expected a function of the statistics and row tensors")
+    others = {f"row_tensors[{i}]": tensor for i, tensor in enumerate(row_tensors)}
+    require_tensors(**others)
+    require_one_device(given.input, **others)
     rows = tuple(given.rows(f"row_tensors[{i}]", tensor) for i, tensor in enumerate(row_tensors))
     count = float(total(torch.tensor(float(len(given.input)), device=given.input.device))) if reduction == "mean" else 1
     factor = 1 / count if count else 0.0
 
+    derive = any(wanted(given.input, given.weight, given.bias, *rows))
+
     def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        derive = into is not None or any(row.requires_grad for row in rows)
         rule = _Rule(given.call, given.dtype, stream, loss_fn, rows, factor, derive)
         return _linear.value_and_gradients(stream, rule, into, entropy).sum(), tuple(rule.of_rows)
 
@@ -252,6 +259,7 @@ class _Rule:
     ) -> None:  # fmt: skip
         self.dtype, self.loss_fn, self.factor, self.derive = dtype, loss_fn, factor, derive
         self.rows = [row.detach().requires_grad_(derive and row.requires_grad) for row in rows]
+        self.itemsize = stream.products.dtype.itemsize
         self.target_weight, self.softcap = call.target_weight(stream.classes), call.softcap
         self.of_rows = [torch.zeros_like(row) if row.requires_grad else None for row in self.rows]
 
@@ -264,17 +272,21 @@ class _Rule:
             if rows.start == 0:
                 _check_losses(losses, named, some, self.loss_fn, {*map(id, (*leaves, *self.rows))})
             losses = losses.double() * self.factor
-            if not losses.requires_grad:
+            if not self.derive:
                 return losses, None
-            wanted = [t for t in (*leaves, *some) if t is not None and t.requires_grad]
-            gradients = iter(torch.autograd.grad(losses.sum(), wanted, allow_unused=True))
+            sources = [t for t in (*leaves, *some) if t is not None and t.requires_grad]
+            none: tuple[Tensor | None, ...] = (None,) * len(sources)
+            found_gradients = (
+                torch.autograd.grad(losses.sum(), sources, allow_unused=True) if losses.requires_grad else none
+            )
+            gradients = iter(found_gradients)
         upstream = Statistics(*(None if leaf is None else next(gradients) for leaf in leaves))
         for row, into in zip(some, self.of_rows, strict=True):
             gradient = next(gradients) if row.requires_grad else None
             if into is not None and gradient is not None:
                 into[rows] = gradient
         of_target = None if self.target_weight is None else self.target_weight[rows]
-        return losses.detach(), cotangents(found, folded, of_target, upstream, self.softcap)
+        return losses.detach(), cotangents(found, folded, upstream, self.itemsize, of_target, self.softcap)
 
 
 def _check_losses(
@@ -282,9 +294,9 @@ def _check_losses(
 ) -> None:
     """Raise unless there is one loss per row, of its own row, and of no tensor that would get no gradient."""
     n = len(named.logsumexp)
-    if not isinstance(losses, Tensor) or losses.shape != (n,):
-        what = f"of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(f"loss_fn returned {what} for {n} rows, expected a tensor of shape ({n},): one loss per row")
+    if not isinstance(losses, Tensor) or losses.shape != (n,) or not losses.is_floating_point():
+        what = f"a {losses.dtype} tensor of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
+        raise ValueError(f"loss_fn returned {what} for {n} rows, expected floats of shape ({n},): one loss per row")
     for tensor in _leaves(losses):
         if id(tensor) not in known:
             raise RuntimeError(
@@ -296,7 +308,12 @@ def _check_losses(
         return
     with torch.no_grad():
         part = LogitStatistics(*(None if field is None else field[:half] for field in named))
-        alone, among = loss_fn(part, *(row[:half] for row in rows)), losses[:half]
+        try:
+            alone, among = loss_fn(part, *(row[:half] for row in rows)), losses[:half]
+            assert alone.shape == among.shape, f"it returned {tuple(alone.shape)}"
+        except Exception as error:
+            why = f"a loss for {half} rows cannot be computed as for {n}: {error}"
+            raise ValueError(f"loss_fn uses tensors of all rows? {why}. Pass them as row tensors") from error
         size = torch.where(torch.isfinite(among), among, 0).abs().amax()
         bad = ~torch.isclose(alone, among, rtol=COUPLED, atol=COUPLED * float(size), equal_nan=True)
         if bool(bad.any()):
@@ -305,6 +322,13 @@ def _check_losses(
                 f"loss_fn couples rows: the loss of row {row} is {float(among[row]):.6g} among {n} rows and "
                 f"{float(alone[row]):.6g} among {half}. Use linear_logit_statistics: its result may be combined freely"
             )
+
+
+def _gradients(result: Tensor, sources: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a result; None of what it does not depend on."""
+    if not result.requires_grad:
+        return (None,) * len(sources)
+    return torch.autograd.grad(result, sources, allow_unused=True)
 
 
 def _leaves(result: Tensor) -> list[Tensor]:

@@ -57,8 +57,9 @@ def logit_statistics(
 
     Note:
         One read of the logits. Classes with the logit -inf are legal. A row that holds NaN or +inf, or -inf only, has
-        no distribution: NaN, but for ``max`` and ``logsumexp``. The gradient of ``max`` goes to the first class that
-        attains it. Under ``torch.compile`` and ``torch.func`` values are not checked.
+        no distribution: NaN, but for ``max`` and ``logsumexp``; the argmax of a row that holds NaN is -1. The gradient
+        of ``max`` goes to the first class that attains it. ``remainder`` is -inf below -745, and its gradient fades
+        to 0 below -80 (float64: -700). Under ``torch.compile`` and ``torch.func`` values are not checked.
 
     Example:
         >>> import torch
@@ -80,15 +81,14 @@ def logit_statistics(
     if ignored is not None and not eager(z):
         # Differentiating through NaN gives NaN even times 0; the kernels instead leave rows out that do not count.
         z = torch.where(ignored[:, None], 0.0, z)
-    u = torch.ones(classes, dtype=dtype, device=z.device) if class_weights is None else class_weights
-    mass = classes if class_weights is None else class_weights.double().sum()
+    u = torch.ones(classes, dtype=dtype, device=z.device) if class_weights is None else class_weights.to(dtype)
+    mass = u.double().sum()
     found = _algebra.logit_statistics(row_statistics(z, index, u, entropy=entropy), mass, lambda field: field.to(dtype))
     with torch.no_grad():
         if rank and index is not None:
-            chosen = z.gather(1, index.reshape(len(z), -1)).reshape(index.shape)
-            found = found._replace(rank=_statistics.rank(z, chosen) + 1)
+            found = found._replace(rank=_statistics.rank(z, _statistics.pick(z, index)) + 1)
         if argmax:
-            found = found._replace(argmax=z.argmax(-1))
+            found = found._replace(argmax=torch.where(found.logsumexp.isnan(), -1, z.argmax(-1)))
     return shaped(found, ignored, leading)
 
 

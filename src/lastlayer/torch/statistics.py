@@ -83,7 +83,8 @@ def composite(z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: 
     # Where the target is the maximum the gap is the constant 0: its two derivatives would cancel p's last digits.
     gap = torch.where(index == z.argmax(-1)[:, None], 0.0, gap)
     if target.dim() == 1:
-        return found._replace(logprob=found.logprob - gap[:, 0])
+        logprob = found.logprob - gap[:, 0]
+        return found._replace(logprob=logprob, others=_algebra.log1mexp(logprob))
     chosen, others = z.gather(-1, index), z.scatter(-1, index, -math.inf)
     remainder = _algebra.log_others(_algebra.fold(chosen), _algebra.fold(others))
     return found._replace(logprob=found.logprob[:, None] - gap, others=remainder)
@@ -96,7 +97,7 @@ class _RowStatistics(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, target: Tensor | None, weight: Tensor | None, entropy: bool) -> Any:
         found, folded = _statistics.of_logits(z, target, weight, entropy)
         m, rest, mass = folded.state.max, folded.state.rest, folded.state.mass
-        more = (None, None, None) if folded.chosen is None else (found.logprob, found.others, folded.chosen)
+        more = (found.logprob, found.others, folded.chosen)
         ctx.save_for_backward(z, target, weight, m, rest, mass, found.entropy, *more)
         ctx.set_materialize_grads(False)
         return tuple(found._replace(max=m.clone()))
@@ -107,17 +108,18 @@ class _RowStatistics(torch.autograd.Function):
         given = Statistics(*upstream)
         if torch.is_grad_enabled():
             return _second_order(z, target, weight, m, rest, given), None, None, None
-        if not eager(*upstream):  # several at once, by vmap
-            with torch.enable_grad():
-                again = _second_order(z.detach().requires_grad_(), target, weight, m, rest, given)
-            return again.detach(), None, None, None
         folded = Folded(State(m, rest, None, None, mass), chosen)
         u = None
         if weight is not None and chosen is not None:
-            u = (weight[target] if weight.dim() == 1 else weight.gather(1, target)).double()
-        numbers = _statistics.cotangents(Statistics(None, logprob, entropy, None, m, others), folded, u, given)
+            u = (weight[target] if weight.dim() == 1 else _statistics.pick(weight, target)).double()
+        numbers = _statistics.cotangents(
+            Statistics(None, logprob, entropy, None, m, others), folded, given, z.dtype.itemsize, u
+        )
         target = None if given.logprob is None and given.others is None else target
         weight = None if given.cross is None else weight
+        if not eager(*upstream):  # several at once, by vmap
+            single = None if target is not None and target.dim() == 2 and numbers.values is None else target
+            return _statistics.dense(z.double(), folded.state, numbers, single, weight).to(z.dtype), None, None, None
         out = _like(z)
         _statistics.write(_backends.choose(z), z, folded.state, numbers, target, weight, out=out)
         return out, None, None, None

@@ -78,8 +78,8 @@ class Call:
         return self.peers.ready(work)
 
     def target_weight(self, classes: int) -> Tensor | None:
-        """Return the weights of K targets per row, of those among these classes; None without weights, or for K = 1."""
-        if self.target is None or self.target.dim() == 1 or self.weights is None or not classes:
+        """Return the weights of the targets, of those among these classes; None without weights."""
+        if self.target is None or self.weights is None or not classes:
             return None
         u = self.weights(slice(0, len(self.target)), slice(0, classes))
         column, inside = place(self.target, u[None], self.peers.first_class)
@@ -214,6 +214,8 @@ def linear_statistics(
     input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, **asked: bool
 ) -> tuple[Statistics, Tensor, Tensor | None, Tensor | None]:
     """Return statistics of the rows (float64), the sum of the weights u, rank - 1 and argmax."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError("torch.func transforms are not supported where the logits are computed a second time")
     out = _Statistics.apply(input, weight, bias, call, wanted(input, weight, bias), asked)  # type: ignore[no-untyped-call]
     fields = len(Statistics._fields)
     saved = Saved(*out[fields + 2 :])
