@@ -14,19 +14,23 @@ from lastlayer.linear import NumpyProducts, linear_cross_entropy_value_and_grad
 sizes = st.integers(1, 300_000)
 
 
-@given(sizes, sizes, st.integers(1, 8192), st.integers(0, 2**31), st.booleans(), st.booleans(), st.integers(1, 2))
+@given(
+    sizes, sizes, st.integers(1, 8192), st.integers(0, 2**31), st.booleans(), st.booleans(), st.integers(1, 2),
+    st.integers(0, 2**26),
+)  # fmt: skip
 @settings(deadline=None)
 def test_the_plan_fits_its_budget_or_says_what_would(
-    rows: int, classes: int, features: int, budget: int, converts: bool, scratch: bool, tiles: int
+    rows: int, classes: int, features: int, budget: int, converts: bool, scratch: bool, tiles: int, packing: int
 ) -> None:
     scratch = scratch or converts
     least = workspace_bytes(Plan(1, 1, 1 if scratch else classes), features, 4, converts, scratch, tiles)
     if budget < least:
         with pytest.raises(ValueError, match=f"memory_budget = {budget} bytes is too small: at least {least} are"):
-            plan(rows, classes, features, budget, 4, converts=converts, scratch=scratch, tiles=tiles)
+            plan(rows, classes, features, budget, 4, converts=converts, scratch=scratch, tiles=tiles, packing=packing)
         return
-    made = plan(rows, classes, features, budget, 4, converts=converts, scratch=scratch, tiles=tiles)
-    assert workspace_bytes(made, features, 4, converts, scratch, tiles) <= budget
+    made = plan(rows, classes, features, budget, 4, converts=converts, scratch=scratch, tiles=tiles, packing=packing)
+    left = max(budget - min(budget // 4, packing), least)
+    assert workspace_bytes(made, features, 4, converts, scratch, tiles) <= left <= budget
     assert 1 <= made.rows <= rows
     assert 1 <= made.block <= max(made.classes, classes)
     assert made.classes <= classes
@@ -34,6 +38,8 @@ def test_the_plan_fits_its_budget_or_says_what_would(
 
 def test_whole_rows_where_32_of_them_fit() -> None:
     assert plan(8192, 131_072, 512, 64 * 2**20, 4, converts=False, scratch=False) == Plan(128, 131_072, 131_072)
+    packed = plan(8192, 131_072, 512, 64 * 2**20, 4, converts=False, scratch=False, packing=12 * 2**20)
+    assert packed == Plan(104, 131_072, 131_072)
     narrow = plan(8192, 131_072, 512, 2**20, 4, converts=False, scratch=False)
     assert narrow.rows > 32  # square tiles rather than chunks of a row or two
     assert narrow.classes < 131_072

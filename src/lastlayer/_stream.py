@@ -28,6 +28,7 @@ class Products(Protocol):
 
     dtype: Any
     adds_in_place: bool  # accumulate() needs no scratch for the product
+    packing: int  # bytes that the framework's BLAS keeps for operands rearranged in blocks
 
     def empty(self, *shape: int) -> Any: ...
     def convert(self, array: Array, out: Array) -> Array: ...
@@ -147,9 +148,13 @@ def workspace_bytes(plan: Plan, features: int, itemsize: int, converts: bool, sc
 
 
 def plan(
-    rows: int, classes: int, features: int, budget: int, itemsize: int, *, converts: bool, scratch: bool, tiles: int = 1
-) -> Plan:
-    """Choose tile sizes within a budget in bytes: whole rows if at least 32 (or all) of them fit, else square tiles."""
+    rows: int, classes: int, features: int, budget: int, itemsize: int, *, converts: bool, scratch: bool,
+    tiles: int = 1, packing: int = 0,
+) -> Plan:  # fmt: skip
+    """Choose tile sizes within a budget in bytes: whole rows if at least 32 (or all) of them fit, else square tiles.
+
+    ``packing`` is what the products take for themselves; at most a quarter of the budget is left to them.
+    """
 
     def cost(n: int, v: int, block: int) -> int:
         return workspace_bytes(Plan(n, v, block), features, itemsize, converts, scratch, tiles)
@@ -162,6 +167,8 @@ def plan(
         return low
 
     rows, classes = max(rows, 1), max(classes, 1)
+    given, least = budget, cost(1, 1, 1)
+    budget = max(budget - min(budget // 4, packing), min(budget, least))
     for share in (8, 4, 2):  # of the budget at most this part for blocks of the weight
         block = max(1, min(classes, budget // share // (itemsize * max(features, 1)))) if scratch else classes
         n = largest(rows, lambda n, block=block: cost(n, classes, block) <= budget)  # type: ignore[misc]
@@ -169,7 +176,7 @@ def plan(
             return Plan(n, classes, block)
     side = largest(max(rows, classes), lambda s: cost(min(s, rows), min(s, classes), min(s, classes)) <= budget)
     if side == 0:
-        raise ValueError(f"memory_budget = {budget} bytes is too small: at least {cost(1, 1, 1)} are needed here")
+        raise ValueError(f"memory_budget = {given} bytes is too small: at least {least} are needed here")
     tile = Plan(min(side, rows), min(side, classes), min(side, classes))
     wider = largest(classes, lambda v: cost(tile.rows, v, min(v, tile.block)) <= budget)
     return tile._replace(classes=max(wider, 1))
@@ -213,7 +220,7 @@ class Stream:
         scratch = self.converts or not products.adds_in_place
         self.plan = plan(
             self.rows, peers.largest or self.classes, self.features, budget, products.dtype.itemsize,
-            converts=self.converts, scratch=scratch, tiles=2 if dense else 1,
+            converts=self.converts, scratch=scratch, tiles=2 if dense else 1, packing=products.packing,
         )  # fmt: skip
         self.workspace = products.empty(self.plan.rows * min(self.plan.classes, self.classes))
         self.scratch = products.empty(self.plan.block, self.features) if scratch else None

@@ -28,10 +28,10 @@ from lastlayer.torch import linear, linear_statistics
 from lastlayer.torch.functional import require_tensors
 from lastlayer.torch.linear import check_shapes, class_weight_of
 from lastlayer.torch.logits import check_class_weights, check_logits, check_targets, shaped
-from lastlayer.torch.shards import Gathered, Group, Replicated, Shards, agree, attempt, unsharded
+from lastlayer.torch.shards import Gathered, Group, Replicated, Shards, agree, attempt, mesh_of, unsharded
 
 INPUT_GRADIENTS = ("all_reduce", "reduce_scatter", "partial")
-OWN = ("classes", "own rows")  # what may differ between ranks
+OWN = ("classes", "own rows", "weighs")  # what may differ between ranks
 
 
 def linear_cross_entropy(
@@ -217,10 +217,13 @@ def linear_loss(
     shards, h, W, b, w = _meet(
         input, linear_weight, target, linear_bias, class_weights, group, data_group, input_gradient, constants
     )
-    given = shards.ready(
-        lambda: linear_statistics.problem(h, W, target, b, w, scale, softcap, ignore_index, memory_budget, shards)
-    )
-    return linear_statistics.loss_of(given, loss_fn, row_tensors, entropy, reduction, _total(data_group))
+
+    def prepare() -> tuple[linear_statistics.Problem, tuple[Tensor, ...]]:
+        made = linear_statistics.problem(h, W, target, b, w, scale, softcap, ignore_index, memory_budget, shards)
+        return made, made.all_rows(loss_fn, row_tensors, reduction)
+
+    given, rows = shards.ready(prepare)
+    return linear_statistics.loss_of(given, loss_fn, rows, entropy, reduction, _total(data_group))
 
 
 def logit_statistics(
@@ -295,11 +298,18 @@ def cross_entropy(
         RuntimeError: dtypes or devices do not fit, or another rank failed: its message is given.
         ValueError: shapes do not fit, or something differs between ranks.
     """
-    _linear.check_options(reduction, label_smoothing, z_loss, None, 1.0, DEFAULT_BUDGET)
+
+    def check() -> None:
+        _linear.check_options(reduction, label_smoothing, z_loss, None, 1.0, DEFAULT_BUDGET)
+        if target.shape != input.shape[:-1]:
+            raise ValueError(f"target has shape {tuple(target.shape)}, expected {tuple(input.shape[:-1])}")
+
     constants = (reduction, label_smoothing, z_loss)
-    z, index, ignored, u, shards = _logits(input, target, weight, group, ignore_index, constants, data_group)
+    z, index, ignored, u, shards = _logits(input, target, weight, group, ignore_index, constants, data_group, check)
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     found, *_ = _of_shards(z, index, u, shards, False, False, False)
+    if ignored is not None:
+        found = Statistics(*(None if f is None else torch.where(ignored, 0.0, f) for f in found))
     factor = torch.ones_like(found.logsumexp.detach()) if ignored is None else (~ignored).double()
     of_target = None if weight is None or index is None else class_weight_of(weight.detach().double(), index, shards)
     shards.close()
@@ -316,12 +326,15 @@ def _meet(
     constants: dict[str, Any],
 ) -> tuple[Shards, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Return the ranks as peers, the input as all of them see it, and this rank's weight, bias and class weights."""
-    W, mesh = unsharded(linear_weight)
-    b, w = (None if t is None else unsharded(t)[0] for t in (linear_bias, class_weights))
-    group = mesh if group is None else group
+    group = mesh_of(linear_weight) if group is None else group
+    whole = (linear_weight, linear_bias, class_weights)
+    parts, error = attempt(lambda: _parts(*whole))
+    W, b, w = whole if parts is None else parts
     scattered = input_gradient == "reduce_scatter"
 
     def describe() -> dict[str, Any]:
+        if error is not None:
+            raise error
         require_tensors(input=input, linear_weight=W)
         if input_gradient not in INPUT_GRADIENTS:
             known = ", ".join(map(repr, INPUT_GRADIENTS))
@@ -333,23 +346,42 @@ def _meet(
         if W.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
             raise RuntimeError(f"linear_weight has dtype {W.dtype}, input {input.dtype}: expected the same")
         shape = tuple(input.shape)
-        own = {"classes": len(W), "own rows": shape[0] if scattered else 0}
-        return own | {"input": shape[1:] if scattered else shape, "dtype": str(input.dtype), "target": _digest(target)}
+        own = {"classes": len(W), "own rows": shape[0] if scattered else 0, "weighs": _weighs(w)}
+        same = {"input": shape[1:] if scattered else shape, "dtype": str(input.dtype), "target": _digest(target)}
+        wanted = {"whether input has a gradient": torch.is_grad_enabled() and input.requires_grad}
+        return own | same | wanted | _given(b, w) | {"autocast": torch.is_autocast_enabled(input.device.type)}
 
     shards, told = _exchange(describe, constants | {"input_gradient": input_gradient}, group, others)
     if scattered:
         return shards, Gathered.apply(input, group, [each["own rows"] for each in told]), W, b, w  # type: ignore[no-untyped-call]
-    whole = Replicated.apply(input, group) if input_gradient == "all_reduce" else input  # type: ignore[no-untyped-call]
-    return shards, whole, W, b, w
+    same = Replicated.apply(input, group) if input_gradient == "all_reduce" else input  # type: ignore[no-untyped-call]
+    return shards, same, W, b, w
+
+
+def _parts(
+    weight: Tensor, bias: Tensor | None, class_weights: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return this rank's parts of what may be DTensors."""
+    b, w = (None if tensor is None else unsharded(tensor) for tensor in (bias, class_weights))
+    return unsharded(weight), b, w
 
 
 def _exchange(
     describe: Callable[[], dict[str, Any]], constants: dict[str, Any], group: Group | None, others: Group | None
 ) -> tuple[Shards, list[dict[str, Any]]]:
-    """Tell each other what was passed; raise, on all ranks alike, where it should be the same and is not."""
+    """Tell each other what was passed; raise on all ranks, those of the data-parallel group included."""
     about, error = attempt(describe)
     same = {name: repr(value) for name, value in constants.items()}
-    told = agree(group, None if about is None else about | same, error)
+    told, failure = attempt(lambda: _compare(agree(group, None if about is None else about | same, error)))
+    if others is not None:
+        agree(others, None, failure)
+    if failure is not None or told is None:
+        raise failure or AssertionError
+    return Shards(group, [each["classes"] for each in told], others), told
+
+
+def _compare(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the ranks told, if all that should be the same is."""
     for rank, each in enumerate(told):
         for name in (key for key in each if key not in OWN):
             if each[name] != told[0][name]:
@@ -357,7 +389,17 @@ def _exchange(
                 raise ValueError(f"{name} differs between ranks 0 and {rank} of the group{values}")
     if sum(each["classes"] for each in told) == 0:
         raise ValueError("no rank of the group has a class: expected at least one")
-    return Shards(group, [each["classes"] for each in told], others), told
+    if not any(each["weighs"] for each in told):
+        raise ValueError("class_weights are all 0: at least one must be above")
+    return told
+
+
+def _given(bias: Tensor | None, weight: Tensor | None) -> dict[str, Any]:
+    return {"whether linear_bias is given": bias is not None, "whether weight is given": weight is not None}
+
+
+def _weighs(weight: Tensor | None) -> bool:
+    return weight is None or bool((weight > 0).any())
 
 
 def _digest(target: Tensor | None) -> str | None:
@@ -381,15 +423,17 @@ def _total(group: Group | None) -> Callable[[Tensor], Tensor]:
 
 def _logits(
     input: Tensor, target: Tensor | None, weights: Tensor | None, group: Group | None, ignore_index: int,
-    constants: tuple[Any, ...], others: Group | None = None,
+    constants: tuple[Any, ...], others: Group | None = None, check: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Shards]:  # fmt: skip
     """Return this rank's rows of logits, targets, which rows are ignored, class weights, and the ranks as peers."""
 
     def describe() -> dict[str, Any]:
         require_tensors(input=input, target=input if target is None else target)
         check_logits(input, alone=False)
+        check()
         check_class_weights(weights, input.shape[-1], alone=False)
-        return {"classes": input.shape[-1], "leading shape": tuple(input.shape[:-1]), "target": _digest(target)}
+        own = {"classes": input.shape[-1], "weighs": _weighs(weights)}
+        return own | _given(None, weights) | {"leading shape": tuple(input.shape[:-1]), "target": _digest(target)}
 
     shared = {"constants": constants, "ignore_index": ignore_index, "dtype": input.dtype}
     shards, _ = _exchange(describe, shared, group, others)

@@ -49,6 +49,17 @@ class Problem(NamedTuple):
         flat = tensor.reshape((self.leading.numel(), *tensor.shape[leading:]))
         return flat if self.kept is None else flat[self.kept]
 
+    def all_rows(self, loss_fn: LossFunction, tensors: tuple[Tensor, ...], reduction: str) -> tuple[Tensor, ...]:
+        """Check what ``linear_loss`` takes besides, and return the rows of its row tensors that count."""
+        _validate.check_reduction(reduction, ("mean", "sum"))
+        if not callable(loss_fn):
+            kind = type(loss_fn).__name__
+            raise TypeError(f"loss_fn is {kind}, expected a function of the statistics and row tensors")
+        named = {f"row_tensors[{i}]": tensor for i, tensor in enumerate(tensors)}
+        require_tensors(**named)
+        require_one_device(self.input, **named)
+        return tuple(self.rows(name, tensor) for name, tensor in named.items())
+
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values
 def problem(
@@ -223,21 +234,14 @@ def linear_loss(
     given = problem(
         input, linear_weight, target, linear_bias, class_weights, scale, softcap, ignore_index, memory_budget, ALONE
     )
-    return loss_of(given, loss_fn, row_tensors, entropy, reduction)
+    return loss_of(given, loss_fn, given.all_rows(loss_fn, row_tensors, reduction), entropy, reduction)
 
 
 def loss_of(
-    given: Problem, loss_fn: LossFunction, row_tensors: tuple[Tensor, ...], entropy: bool, reduction: str,
+    given: Problem, loss_fn: LossFunction, rows: tuple[Tensor, ...], entropy: bool, reduction: str,
     total: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> Tensor:  # fmt: skip
     """Return the loss of a problem's rows, in one pass; the mean divides by ``total`` of their number."""
-    _validate.check_reduction(reduction, ("mean", "sum"))
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn is {type(loss_fn).__name__}, expected a function of the statistics and row tensors")
-    others = {f"row_tensors[{i}]": tensor for i, tensor in enumerate(row_tensors)}
-    require_tensors(**others)
-    require_one_device(given.input, **others)
-    rows = tuple(given.rows(f"row_tensors[{i}]", tensor) for i, tensor in enumerate(row_tensors))
     count = float(total(torch.tensor(float(len(given.input)), device=given.input.device))) if reduction == "mean" else 1
     factor = 1 / count if count else 0.0
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lastlayer._algebra import State
-from lastlayer._statistics import Folded
+from lastlayer._statistics import Folded, concatenate
 
 Group = dist.ProcessGroup
 T = TypeVar("T")
@@ -71,7 +71,8 @@ class Shards:
     def attempt(self, work: Callable[[], None]) -> None:
         """Do the work, unless something failed before; what fails is kept for ``close``."""
         if self.error is None:
-            _, self.error = attempt(work)
+            _, error = attempt(work)
+            self.error = self.error or error  # what failed in an attempt within this one was kept
 
     def close(self) -> None:
         """Raise, on every rank, what one of them failed with."""
@@ -87,11 +88,13 @@ class Shards:
         sent = pack(folded, like)
         parts = [torch.empty_like(sent) for _ in range(self.size)]
         dist.all_gather(parts, sent, group=self.group)
-        total, *later = (unpack(part, like) for part in parts)
-        for each in later:
-            total = total.merge(each)
-        winner = torch.stack([part[0] for part in parts]).argmax(0)
-        return total._replace(first=winner == self.rank)
+        gathered = torch.stack(parts)
+        total = unpack(gathered, like)
+        while len(total.state.max) > 1:  # neighbours in pairs: log2 of the number of ranks
+            total = pairs(total)
+        winner = gathered[:, 0].argmax(0)
+        joined: Folded = every(total, lambda field: field[0])
+        return joined._replace(first=winner == self.rank)
 
     def add(self, work: Callable[[], Tensor], like: Tensor) -> Tensor:
         """Return the sum over the ranks."""
@@ -118,35 +121,58 @@ def pack(folded: Folded, like: Folded) -> Tensor:
 
 
 def unpack(sent: Tensor, like: Folded) -> Folded:
-    """Undo ``pack``; fields of states that were not sent are 0."""
-    rows, at = sent.shape[1], 0
+    """Undo ``pack``, for all ranks: the fields as (R, N), or (R, N, K); those of states that were not sent are 0."""
+    at = 0
     found: list[Tensor | None] = []
     for field in fields(like):
         if field is None:
             found.append(None)
             continue
         taken = 1 if field.dim() == 1 else field.shape[1]
-        part = sent[at : at + taken]
-        found.append(part[0] if field.dim() == 1 else part.T.contiguous())
+        part = sent[:, at : at + taken]
+        found.append(part[:, 0] if field.dim() == 1 else part.transpose(1, 2).contiguous())
         at += taken
-    zero = sent.new_zeros(rows)
+    zero = torch.zeros_like(sent[:, 0])
     state = State(*(zero if field is None else field for field in found[:5]))
     others = None if like.others is None else State(found[5], found[6], zero, zero, zero)
     return Folded(state, found[8], others, None if found[7] is None else found[7].long())
 
 
-def unsharded(tensor: Tensor) -> tuple[Tensor, Group | None]:
-    """Return this rank's part of a DTensor that is sharded along dimension 0, and its group; any other tensor as is."""
+def every(folded: Any, work: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to each field."""
+    if folded is None or isinstance(folded, Tensor):
+        return None if folded is None else work(folded)
+    return type(folded)(*(every(field, work) for field in folded))
+
+
+def pairs(folded: Folded) -> Folded:
+    """Merge each rank with its neighbour; the last of an odd number stays as it is."""
+    even = len(folded.state.max) // 2 * 2
+    merged = every(folded, lambda field: field[0:even:2]).merge(every(folded, lambda field: field[1:even:2]))
+    return concatenate([merged, every(folded, lambda field: field[even:])])  # type: ignore[no-any-return]
+
+
+def unsharded(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a DTensor that is sharded along dimension 0, and any other tensor as it is."""
     from torch.distributed.tensor import DTensor, Shard
 
     if not isinstance(tensor, DTensor):
-        return tensor, None
+        return tensor
     if tensor.device_mesh.ndim != 1 or tuple(tensor.placements) != (Shard(0),):
         raise ValueError(
             f"a DTensor with placements {tuple(tensor.placements)} on a mesh of {tensor.device_mesh.ndim} dimensions: "
             "expected Shard(0), the vocabulary, on a mesh of one; redistribute it, or pass this rank's part"
         )
-    return tensor.to_local(grad_placements=tensor.placements), tensor.device_mesh.get_group()
+    return tensor.to_local(grad_placements=tensor.placements)
+
+
+def mesh_of(tensor: Tensor) -> Group | None:
+    """Return the group of a DTensor's mesh, if it has one dimension."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(tensor, DTensor) or tensor.device_mesh.ndim != 1:
+        return None
+    return tensor.device_mesh.get_group()
 
 
 def float_of(tensor: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""Vocabulary shards equal one process, and fail together: some ranks over gloo, one report per scenario.
+
+Each number of ranks is started once; its scenarios are in ranks_agree.py and ranks_fail.py. Nothing can hang: a
+collective has a timeout, and whatever is left of the ranks after a deadline is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+if not (dist.is_available() and dist.is_gloo_available()):
+    pytest.skip("this torch was built without gloo", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ranks import SCENARIOS
+from ranks_problem import SOON, STALLED
+
+DEADLINE = 120.0  # seconds; all is over after a tenth of it
+CASES = [(world, name) for world, scenes in SCENARIOS.items() for name in scenes]
+
+
+def launch(world: str, folder: Path) -> None:
+    """Run the ranks of a world to their end, or to the deadline; what they said is in the folder."""
+    command = [sys.executable, str(Path(__file__).parent / "ranks.py"), world, str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "output").open("w") as output:
+        options: dict[str, Any] = {"env": environment, "stdout": output, "stderr": subprocess.STDOUT}
+        ranks = subprocess.Popen(command, start_new_session=True, **options)
+        try:
+            ranks.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            print("killed after the deadline", file=output)
+        finally:
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError):
+                    os.killpg(ranks.pid, signal.SIGKILL)  # the ranks too
+            ranks.kill()
+            ranks.wait()
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that gives the folder of a world: of several workers the first one runs it, others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def report(world: object) -> Path:
+        folder = base / f"ranks-{world}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            limit = time.monotonic() + DEADLINE + 10
+            while not (folder / "done").exists() and time.monotonic() < limit:
+                time.sleep(0.05)
+        else:
+            launch(str(world), folder)
+            (folder / "done").touch()
+        return folder
+
+    return report
+
+
+def said(folder: Path) -> str:
+    """Return the end of what the ranks printed."""
+    return (folder / "output").read_text()[-3000:]
+
+
+@pytest.mark.parametrize(("world", "name"), CASES, ids=[f"{world} ranks: {name}" for world, name in CASES])
+def test_ranks(world: int, name: str, reports: Any) -> None:
+    folder = reports(world)
+    for rank in range(world):
+        path = folder / f"{rank}.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = next((line for line in lines if line["scenario"] == name), None)
+        assert found is not None, f"rank {rank} did not get there:\n{said(folder)}"
+        assert found["error"] is None, f"rank {rank} of {world}:\n{found['error']}"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+@pytest.mark.parametrize(("ending", "most"), [("stalled", STALLED + SOON), ("killed", SOON)])
+def test_where_one_rank_does_not_answer_the_others_raise(ending: str, most: float, reports: Any) -> None:
+    folder = reports("end")
+    for rank in range(2):
+        path = folder / f"{ending}-{rank}.json"
+        assert path.exists(), f"rank {rank} of 3 did not come back:\n{said(folder)}"
+        found = json.loads(path.read_text())
+        assert found["error"]
+        assert found["seconds"] < most
+    assert (folder / "stalled-2.json").exists()
+    assert not (folder / "killed-2.json").exists()
+
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "sharded_head.py"
+
+
+def test_the_example_trains_and_equals_the_head_in_one_piece() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(EXAMPLE)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=True, start_new_session=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    losses = [float(line[1]) for line in lines]
+    assert losses[-1] < 0.8 * losses[0], done.stdout
+    assert all(abs(float(line[2]) - float(line[1])) <= 1e-5 * losses[0] for line in lines), done.stdout
+
+
+def test_the_example_says_how_to_start_it() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "torchrun --nproc-per-node 2 examples/sharded_head.py" in done.stderr
