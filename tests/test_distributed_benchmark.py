@@ -55,7 +55,7 @@ def test_a_run_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_model_adds_up() -> None:
-    cluster = distributed.Cluster(latency=1.0, bandwidth=1.0, flops=1.0, merge=1.0)
+    cluster = distributed.Cluster(latency=1.0, bandwidth=1.0, flops=1.0, merge=1.0, state=0.5)
     alone = distributed.reckon(1, 100, 10, 1000, "fused", cluster)
     assert alone.efficiency == 1
     assert alone.compute == 6 * 100 * 10 * 1000
@@ -65,9 +65,9 @@ def test_the_model_adds_up() -> None:
     assert step.states == 3 + step.state_bytes
     assert step.gradient == 6 + step.gradient_bytes
     assert step.messages == 6 * 2 * 3
-    assert step.merges == 3
+    assert step.merges == 2 + 150  # two levels, three states of each token
     assert step.compute == 8 * 100 * 10 * 1000
-    assert step.efficiency == step.compute / (3 + 7200 + 6 + 6000 + 36 + 3 + step.compute)
+    assert step.efficiency == step.compute / (3 + 7200 + 6 + 6000 + 36 + 152 + step.compute)
 
 
 def test_more_ranks_are_less_efficient() -> None:
