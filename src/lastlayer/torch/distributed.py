@@ -169,7 +169,7 @@ def linear_loss(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor | None,
-    *row_tensors: Tensor,
+    *row_tensors: Tensor | None,
     group: Group | None = None,
     input_gradient: str = "all_reduce",
     data_group: Group | None = None,
@@ -218,7 +218,7 @@ def linear_loss(
         input, linear_weight, target, linear_bias, class_weights, group, data_group, input_gradient, constants
     )
 
-    def prepare() -> tuple[linear_statistics.Problem, tuple[Tensor, ...]]:
+    def prepare() -> tuple[linear_statistics.Problem, linear_statistics.RowTensors]:
         made = linear_statistics.problem(h, W, target, b, w, scale, softcap, ignore_index, memory_budget, shards)
         return made, made.all_rows(loss_fn, row_tensors, reduction)
 

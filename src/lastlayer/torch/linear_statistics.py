@@ -23,6 +23,7 @@ from lastlayer.torch.logits import UNCOUNTED, check_class_weights, check_targets
 from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics, wanted
 
 LossFunction = Callable[..., Tensor]
+RowTensors = tuple[Tensor | None, ...]
 COUPLED = 1e-3  # a loss that changes by more than this part when half of the rows are taken away depends on them
 
 
@@ -45,20 +46,21 @@ class Problem(NamedTuple):
         """Return a tensor of the leading shape, and perhaps more dimensions, as the rows that count."""
         leading = len(self.leading)
         if tensor.shape[:leading] != self.leading:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(self.leading)}: one per row")
+            shape = tuple(self.leading)
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}, one per row: expand it")
         flat = tensor.reshape((self.leading.numel(), *tensor.shape[leading:]))
         return flat if self.kept is None else flat[self.kept]
 
-    def all_rows(self, loss_fn: LossFunction, tensors: tuple[Tensor, ...], reduction: str) -> tuple[Tensor, ...]:
+    def all_rows(self, loss_fn: LossFunction, tensors: RowTensors, reduction: str) -> RowTensors:
         """Check what ``linear_loss`` takes besides, and return the rows of its row tensors that count."""
         _validate.check_reduction(reduction, ("mean", "sum"))
         if not callable(loss_fn):
             kind = type(loss_fn).__name__
             raise TypeError(f"loss_fn is {kind}, expected a function of the statistics and row tensors")
         named = {f"row_tensors[{i}]": tensor for i, tensor in enumerate(tensors)}
-        require_tensors(**named)
+        require_tensors(**{name: tensor for name, tensor in named.items() if tensor is not None})
         require_one_device(self.input, **named)
-        return tuple(self.rows(name, tensor) for name, tensor in named.items())
+        return tuple(None if tensor is None else self.rows(name, tensor) for name, tensor in named.items())
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values
@@ -176,7 +178,7 @@ def linear_loss(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor | None,
-    *row_tensors: Tensor,
+    *row_tensors: Tensor | None,
     linear_bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
@@ -200,6 +202,7 @@ def linear_loss(
         linear_weight: (V, D), of the input's dtype.
         target: class indices (...), or K distinct ones per row (..., K); None where the loss needs none.
         *row_tensors: what else the loss needs of each row: (...) or (..., more); gradients reach those that want them.
+            None is passed on as it is.
         linear_bias: (V).
         scale: multiplies the logits.
         softcap: bounds the logits to (-softcap, softcap).
@@ -238,17 +241,27 @@ def linear_loss(
 
 
 def loss_of(
-    given: Problem, loss_fn: LossFunction, rows: tuple[Tensor, ...], entropy: bool, reduction: str,
+    given: Problem, loss_fn: LossFunction, row_tensors: RowTensors, entropy: bool, reduction: str,
     total: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> Tensor:  # fmt: skip
     """Return the loss of a problem's rows, in one pass; the mean divides by ``total`` of their number."""
     count = float(total(torch.tensor(float(len(given.input)), device=given.input.device))) if reduction == "mean" else 1
     factor = 1 / count if count else 0.0
+    rows = tuple(row for row in row_tensors if row is not None)
+
+    def losses_of(statistics: LogitStatistics, *some: Tensor) -> Tensor:
+        left = iter(some)
+        try:
+            return loss_fn(statistics, *(None if row is None else next(left) for row in row_tensors))
+        except TypeError as error:
+            if not entropy:
+                error.add_note("statistics.entropy is None: if loss_fn uses it, pass entropy=True")
+            raise
 
     derive = any(wanted(given.input, given.weight, given.bias, *rows))
 
     def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        rule = _Rule(given.call, given.dtype, stream, loss_fn, rows, factor, derive)
+        rule = _Rule(given.call, given.dtype, stream, losses_of, rows, factor, derive)
         return _linear.value_and_gradients(stream, rule, into, entropy).sum(), tuple(rule.of_rows)
 
     return fused_loss(given.input, given.weight, given.bias, given.call, run, rows)  # type: ignore[no-any-return]
@@ -305,7 +318,7 @@ def _check_losses(
         if id(tensor) not in known:
             raise RuntimeError(
                 f"loss_fn uses a tensor of shape {tuple(tensor.shape)} that requires a gradient and is no argument, so "
-                "that it would get none: pass it as a row tensor, or use linear_logit_statistics"
+                "that it would get none: pass it as a row tensor, expanded if need be, or use linear_logit_statistics"
             )
     half = n // 2
     if half == 0:
