@@ -129,8 +129,8 @@ MUTANTS = [
     ("rows.cpp", "x = x < floor ? floor : x;", "", "0 times infinity in the gradient"),
     (
         "rows.cpp",
-        "return call.inverse_softcap != 0 ? dz * (one - t * t) : dz + zero;",
-        "return dz + zero;",
+        "return call.inverse_softcap != 0 ? dz * (one - t * t) : dz;",
+        "return dz;",
         "no softcap factor",
     ),
     ("rows.cpp", "if (rows.target) live = live &", "if (false) live = live &", "ignored rows have a loss"),
@@ -197,6 +197,8 @@ MUTANTS = [
         "few classes: ignored rows poison",
     ),
     ("narrow.h", "if (capped) dz *= one - t * t;", "", "few classes: no softcap factor"),
+    ("rows.cpp", "call.inverse_softcap == 0 && !tiny)", "call.inverse_softcap == 0)", "a tiny factor lost"),
+    ("narrow.h", "if (any(tiny & (a != zero))) {", "if (false) {", "few classes: a tiny factor lost"),
     (
         "narrow.h",
         "targets_of<F>(rows, first, count) - first_class;",

@@ -233,6 +233,20 @@ def test_statistics_are_fold_and_finish(backend: Any, rng: np.random.Generator, 
     assert backend.statistics(z)[0]._replace(logsumexp=None, max=None) == (None,) * 6
 
 
+@pytest.mark.parametrize("classes", [5, 37, 200])
+def test_a_gradient_scales_with_what_comes_in(backend: Any, rng: np.random.Generator, classes: int) -> None:
+    # By powers of 2, down to where the results themselves leave the type; one row of the group only.
+    z, target = logits(rng, 7, classes, np.float32) / 4, rng.integers(0, classes, 7)
+    state, alpha, zero = reference.fold(z), rng.normal(size=7), np.zeros(7)
+    unit = backend.gradient(z, state, Coefficients(alpha, zero, -alpha, zero), target, out=np.full_like(z, np.nan))
+    for k in (40, 58, 64, 80, 100):
+        alpha[3] *= 2.0**-k
+        small = backend.gradient(z, state, Coefficients(alpha, zero, -alpha, zero), target, out=np.full_like(z, np.nan))
+        alpha[3] *= 2.0**k
+        np.testing.assert_allclose(small[3] * 2.0**k, unit[3], rtol=4 * 2.0**-23, err_msg=f"2^-{k}")
+        np.testing.assert_array_equal(np.delete(small, 3, 0), np.delete(unit, 3, 0))
+
+
 @pytest.mark.parametrize("classes", [5, 37])
 def test_softcap_is_one_factor(backend: Any, rng: np.random.Generator, classes: int) -> None:
     raw = rng.normal(size=(5, classes)) * 4

@@ -205,8 +205,8 @@ def cotangents(
     ``target_weight`` is u at the targets, (N,) or (N, K). One target is one of K where the others have a gradient: as
     p_y nears 1, log(1 - p_y) grows so steep in log p_y that all other terms would lose their digits beside it.
     """
-    mass, m, logp, g_each, g_others = folded.state.mass, folded.state.max, found.logprob, *upstream[1::4]
-    g_max = upstream.max
+    mass, m, logp = folded.state.mass, folded.state.max, found.logprob
+    g_each, g_others, g_max = upstream.logprob, upstream.others, upstream.max
     if g_max is not None and softcap is not None:
         g_max = g_max * (1 - (m / softcap) ** 2)
     if g_others is None and (g_each is None or g_each.ndim == 1):
