@@ -209,9 +209,9 @@ def tables(results: dict[str, Any]) -> list[Table]:
     for found in results["logits"]:
         seconds = found["seconds"]
         ours = {name: seconds[name]["lastlayer"] for name in ("with entropy", "without")}
-        peer = seconds["with entropy"].get("log_softmax")
+        peer, forward = seconds["with entropy"].get("log_softmax"), seconds["forward"]
         on_logits.append([
-            *(f"{n:,}" for n in found["shape"]), figure(seconds["forward"]["with entropy"] / seconds["forward"]["without"]),
+            *(f"{n:,}" for n in found["shape"]), figure(forward["with entropy"] / forward["without"]),
             figure(ours["with entropy"] / ours["without"]), figure(peer and peer / ours["with entropy"]),
         ])  # fmt: skip
     made = [

@@ -126,17 +126,21 @@ def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
 
 
 def statistics(
-    z: Array, target: Array | None = None, weight: Array | None = None, entropy: bool = False
-) -> tuple[Statistics, State]:
-    """Fold and finish in one pass: the statistics asked for (else None), and of the state max, rest and mass."""
+    z: Array, target: Array | None = None, weight: Array | None = None, entropy: bool = False, keep: bool = True
+) -> tuple[Statistics, State | None]:
+    """Fold and finish in one pass: the statistics asked for (else None); to keep, of the state max, rest and mass."""
     kept, described = _weight(z, weight)
-    state, out = _empty(z, 3), _empty(z, 4)
+    state: Any = _empty(z, 3) if keep else None
+    out = _empty(z, 4)
     at = 0 if target is None else _address(target)
-    if kept is None:
+    if keep and kept is None:
         state[2] = 0
-    _native.statistics(_code(z), _tile(z), described, at, _address(state), _address(out), entropy, _threads(z))
+    kept_at = _address(state) if keep else 0
+    _native.statistics(_code(z), _tile(z), described, at, kept_at, _address(out), entropy, _threads(z))
     asked = (True, target is not None, entropy, kept is not None)
     found = Statistics(*(out[i] if wanted else None for i, wanted in enumerate(asked)))
+    if not keep:
+        return found, None
     return found._replace(max=state[0]), State(state[0], state[1], None, None, state[2])
 
 

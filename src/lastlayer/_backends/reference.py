@@ -38,9 +38,9 @@ def fold(z: Array, weight: Array | None = None, moment: bool = False) -> State:
 
 
 def statistics(
-    z: Array, target: Array | None = None, weight: Array | None = None, entropy: bool = False
+    z: Array, target: Array | None = None, weight: Array | None = None, entropy: bool = False, keep: bool = True
 ) -> tuple[Statistics, State]:
-    """Fold and finish: the statistics asked for (else None), and the state."""
+    """Fold and finish: the statistics asked for (else None), and the state, kept or not."""
     wide = _wide(z)
     with np.errstate(**QUIET):  # type: ignore[arg-type]
         state = _algebra.fold(wide, _wide(weight))

@@ -25,7 +25,7 @@ from torch.nn import _reduction as _former
 from lastlayer import _backends, _validate
 from lastlayer._algebra import Terms
 from lastlayer._validate import ArgumentError, NotLogProbabilityWarning
-from lastlayer.torch.statistics import eager, fused, row_loss, row_statistics, rows, total_loss, wide, write_softmax
+from lastlayer.torch.statistics import eager, fused, row_logsumexp, row_loss, rows, total_loss, wide, write_softmax
 from lastlayer.torch.statistics import softmax as _softmax
 
 OPTIONAL = ("weight", "pos_weight", "linear_bias", "token_weight")
@@ -230,7 +230,7 @@ def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, *,
     require_tensors(input=input)
     simple = input.dim() == 2 and type(dim) is int and dim in (1, -1) and out is None and not keepdim
     if simple and input.is_cpu and _takes(input) and input.numel() > 0 and eager(input):
-        plain: Tensor = row_statistics(input.resolve_neg()).logsumexp.to(input.dtype)
+        plain: Tensor = row_logsumexp(input.resolve_neg()).to(input.dtype)
         return plain
     dims = (dim,) if isinstance(dim, int) else dim
     known = isinstance(dims, tuple | list) and len(dims) > 0 and all(isinstance(d, int) for d in dims)
@@ -248,7 +248,7 @@ def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, *,
     if dtype in HALVES and input.device.type != "cpu" and _autocasts(input):
         dtype = torch.float32
     moved = input.permute(*kept, *reduced).flatten(len(kept))
-    result = row_statistics(rows(moved, -1)).logsumexp
+    result = row_logsumexp(rows(moved, -1))
     result = result.reshape([1 if d in reduced else input.shape[d] for d in range(n) if keepdim or d not in reduced])
     return result.to(dtype) if out is None else torch.add(result, 0, out=out)
 

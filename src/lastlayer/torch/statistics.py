@@ -160,6 +160,15 @@ def row_statistics(
     return composite(wide(z), target, weight, entropy)
 
 
+def row_logsumexp(z: Tensor) -> Tensor:
+    """Return the logsumexp of each row alone."""
+    if fused(z) and not (torch.is_grad_enabled() and z.requires_grad):
+        found: Tensor = _backends.choose(z).statistics(z, keep=False)[0].logsumexp
+        return found
+    alone: Tensor = row_statistics(z).logsumexp
+    return alone
+
+
 def composite_loss(z: Tensor, target: Tensor | None, weight: Tensor | None, terms: Terms, ignored: int) -> Tensor:
     """Return the losses of the rows as operations that torch differentiates; no step depends on a value."""
     skip = None
