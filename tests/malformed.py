@@ -537,7 +537,7 @@ LOSS_FN: tuple[Any, list[Defect]] = (
         returns("their share", lambda losses: losses / len(losses), "couples rows: the loss of row 0"),
     ],
 )
-ROW_TENSORS = [NONE, *TEXT, NDARRAY, SCALAR, MORE_ROWS, FEWER_ROWS, DEEPER, META]
+ROW_TENSORS = [*TEXT, NDARRAY, SCALAR, MORE_ROWS, FEWER_ROWS, DEEPER, META]
 COUNTED = [NONE, TEXT[0], BOOL, Defect("float", lambda a: a * 1.0, "type"), COMPLEX, NDARRAY]
 GROUP: tuple[Any, list[Defect]] = (None, [*swap("type", "abc"), Defect("1", lambda _: 1, "type", "group = 1")])
 PIECE: tuple[Any, list[Defect]] = (

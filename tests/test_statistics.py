@@ -424,7 +424,7 @@ def test_cotangents_that_do_not_fit_are_named(cotangents: Any, target: Any, kind
     ("target", "kind", "message"),
     [
         ([0, 3], IndexError, r"target\[1\] = 3 is outside \[0, 3\)"),
-        ([[0, 1], [2, -100]], IndexError, r"target\[1, 1\] = -100 is outside"),
+        ([[0, 1], [2, -100]], IndexError, r"target\[1, 1\] = -100 is ignore_index beside classes"),
         ([[0, 1], [2, 2]], ValueError, r"target\[1\] names class 2 twice: K targets must be distinct"),
         (np.zeros((2, 0), np.int64), ValueError, r"target has shape \(2, 0\), expected \(2,\), or \(2, K\) with K > 0"),
         ([0, 1, 2], ValueError, r"target has shape \(3,\), expected \(2,\), or \(2, K\)"),

@@ -266,10 +266,11 @@ def read_targets(
         expected = f"{rows}, or ({', '.join([*map(str, rows), 'K'])}) with K > 0 targets per row"
         raise ValueError(f"target has shape {y.shape}, expected {expected}")
     ignored = y == ignore_index
-    if many and (some := ignored.any(-1) & ~ignored.all(-1)).any():
-        row = element("target", position(some))
-        raise IndexError(f"{row} names ignore_index = {ignore_index} beside classes: ignore all K targets, or none")
-    ignored = np.all(ignored, -1, keepdims=True) if many else ignored
+    absent = np.all(ignored, -1, keepdims=True) if many else ignored
+    if many and (some := ignored & ~absent).any():
+        at = element("target", position(some))
+        raise IndexError(f"{at} = {ignore_index} is ignore_index beside classes: ignore all K targets, or none")
+    ignored = absent
     check_target(np.where(ignored, 0, y), classes, None)
     if many:
         _check_distinct(y, ignored)

@@ -151,9 +151,9 @@ def check_targets(
     ignored = target == ignore_index
     rows = ignored.all(-1, keepdim=True) if many else ignored
     if eager(target):
-        if many and bool((some := ignored.any(-1) & ~rows[..., 0]).any()):
-            row = _validate.element("target", _validate.position(some))
-            raise IndexError(f"{row} names ignore_index = {ignore_index} beside classes: ignore all K targets, or none")
+        if many and bool((some := ignored & ~rows).any()):
+            at = _validate.element("target", _validate.position(some))
+            raise IndexError(f"{at} = {ignore_index} is ignore_index beside classes: ignore all K targets, or none")
         _validate.check_target(torch.where(rows, 0, target), classes, None)
         if many:
             check_distinct(target, rows[..., 0])
