@@ -10,7 +10,7 @@ r_j, about eps |log p_j|, and it enters squared, or times r_j. Equal arguments g
 under both counts 0; one that only the second argument of a KL rules out makes it inf.
 
 ``top_k_*`` are functions of the statistics of logits with K targets per row, the classes that the teacher named
-(objectives.py has those with one): all other classes count as one, the remainder. They are losses for
+(objectives/ has those with one): all other classes count as one, the remainder. They are losses for
 ``F.linear_loss``. The others take whole rows. Nothing is averaged, and gradients flow to teacher and student alike:
 take the teacher's numbers under ``torch.no_grad()``.
 
@@ -34,7 +34,7 @@ from lastlayer import _algebra
 from lastlayer._algebra import LogitStatistics
 from lastlayer._validate import check_shape, element, position, read_number
 from lastlayer.torch.functional import log_softmax, require_one_device, require_tensors
-from lastlayer.torch.objectives import SERIES, exp_excess
+from lastlayer.torch.objectives.arithmetic import SERIES, exp_excess
 from lastlayer.torch.statistics import eager, wide
 
 __all__ = ["forward_kl", "jsd", "reverse_kl", "top_k_forward_kl", "top_k_jsd", "top_k_reverse_kl"]

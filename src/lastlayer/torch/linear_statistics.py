@@ -2,7 +2,7 @@
 
 ``linear_logit_statistics`` is for losses that couple rows, ``linear_loss`` for those that do not: it needs three
 quarters of the products. The autograd nodes are in stream.py, the statistics of given logits in logits.py, ready-made
-losses in objectives.py.
+losses in objectives/.
 """
 
 from __future__ import annotations
