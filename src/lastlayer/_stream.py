@@ -291,12 +291,11 @@ class Stream:
         for tile in self.tiles():
             z, first = self.logits(rows, h, tile), tile.start + self.peers.first_class
             here = fold_tile(self.backend, z, target, self.weights(rows, tile), first, moment, argmax)
-            found = found.merge(here)
+            found = here if tile.start == 0 else found.merge(here)
         return found
 
     def rank(self, rows: slice, chosen: Array) -> Array:
-        """Count the classes of a chunk that are not below the chosen logits: the products once more, unless held."""
-
+        """Count the classes of a chunk above the chosen logits: the products once more, unless held."""
         like = (chosen == 0) * 0
 
         def count() -> Array:
