@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -158,11 +160,7 @@ def measured_extra(name: str, shape: Shape) -> int | None:
     """Return the bytes, measured in a fresh process; None where the system does not tell."""
     if not sys.platform.startswith("linux"):
         return None
-    import os
-    import subprocess
-
-    code = "import sys, json; import statistics_of_rows as s; s.child(*map(json.loads, sys.argv[1:]))"
-    code = code.replace("statistics_of_rows", Path(__file__).stem)
+    code = "import sys, json; import any_loss; any_loss.child(*map(json.loads, sys.argv[1:]))"
     paths = [str(Path(__file__).parent), *filter(None, sys.path)]
     command = [sys.executable, "-c", code, *map(json.dumps, (name, list(shape)))]
     done = subprocess.run(

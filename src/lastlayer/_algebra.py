@@ -78,6 +78,9 @@ class LogitStatistics(NamedTuple):
     argmax: Array = None
 
 
+UNCOUNTED = {"rank": 0, "argmax": -1}  # of an ignored row; its other statistics are 0
+
+
 class Coefficients(NamedTuple):
     """The four numbers per row through which any loss reaches the logits."""
 

@@ -234,6 +234,11 @@ def _columns(array: Array | None) -> Array | None:
     return array if array is None or array.ndim == 2 else array[:, None]
 
 
+def _single(target: Array | None, given: Cotangents) -> Array | None:
+    """Return the target that is the kernel's business: one per row, whose gradient is not written apart."""
+    return target if target is not None and target.ndim == 1 and given.values is None else None
+
+
 def write(
     backend: Any,
     z: Array,
@@ -256,8 +261,7 @@ def write(
             hit = hit & pending
             pending &= ~hit
     many = given.values is not None
-    single = target if target is not None and target.ndim == 1 and not many else None
-    backend.gradient(z, state, given.numbers, single, weight, first_class, softcap, out=out)
+    backend.gradient(z, state, given.numbers, _single(target, given), weight, first_class, softcap, out=out)
     if many:
         column, inside = place(_columns(target), z, first_class)
         out[(rows_of(z) + 0 * column)[inside], column[inside]] = _algebra.cast(given.values[inside], out)
@@ -269,7 +273,7 @@ def write(
 def dense(z: Array, state: State, given: Cotangents, target: Array | None, weight: Array | None) -> Array:
     """Return what ``write`` writes for whole rows, by functions that map over several cotangents at once."""
     xp, many = namespace(z), given.values is not None
-    dz = _algebra.gradient(z, state, given.numbers, None if many or target is None else target, weight)
+    dz = _algebra.gradient(z, state, given.numbers, _single(target, given), weight)
     if many:
         index = _columns(target)
         for k in range(index.shape[1]):  # type: ignore[union-attr]

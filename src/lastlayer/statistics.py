@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lastlayer import _algebra, _backends, _statistics
-from lastlayer._algebra import LogitStatistics, Statistics
+from lastlayer._algebra import UNCOUNTED, LogitStatistics, Statistics
 from lastlayer._arrays import Array, class_axis, fill, real, round_to, row_shape, statistics_type, tile, unmasked
 from lastlayer._losses import read_factors
 from lastlayer._validate import check_shape, check_target, element, position, read_integer
 
 __all__ = ["LogitStatistics", "logit_statistics", "logit_statistics_vjp"]
-
-UNCOUNTED = {"rank": 0, "argmax": -1}  # of an ignored row; its other statistics are 0
 
 
 def logit_statistics(

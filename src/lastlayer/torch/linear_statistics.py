@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lastlayer import _algebra, _linear, _validate
-from lastlayer._algebra import LogitStatistics, Statistics
+from lastlayer._algebra import UNCOUNTED, LogitStatistics, Statistics
 from lastlayer._statistics import Cotangents, Folded, cotangents
 from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Peers, Stream
 from lastlayer.torch.functional import require_one_device, require_tensors
 from lastlayer.torch.linear import check_constants, check_shapes, spread
-from lastlayer.torch.logits import UNCOUNTED, check_class_weights, check_targets
+from lastlayer.torch.logits import check_class_weights, check_targets
 from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics, wanted
 
 LossFunction = Callable[..., Tensor]
@@ -292,11 +292,7 @@ class _Rule:
             if not self.derive:
                 return losses, None
             sources = [t for t in (*leaves, *some) if t is not None and t.requires_grad]
-            none: tuple[Tensor | None, ...] = (None,) * len(sources)
-            found_gradients = (
-                torch.autograd.grad(losses.sum(), sources, allow_unused=True) if losses.requires_grad else none
-            )
-            gradients = iter(found_gradients)
+            gradients = iter(_gradients(losses.sum(), sources))
         upstream = Statistics(*(None if leaf is None else next(gradients) for leaf in leaves))
         for row, into in zip(some, self.of_rows, strict=True):
             gradient = next(gradients) if row.requires_grad else None
@@ -327,7 +323,8 @@ def _check_losses(
         part = LogitStatistics(*(None if field is None else field[:half] for field in named))
         try:
             alone, among = loss_fn(part, *(row[:half] for row in rows)), losses[:half]
-            assert alone.shape == among.shape, f"it returned {tuple(alone.shape)}"
+            if alone.shape != among.shape:
+                raise ValueError(f"it returned {tuple(alone.shape)}")
         except Exception as error:
             why = f"a loss for {half} rows cannot be computed as for {n}: {error}"
             raise ValueError(f"loss_fn uses tensors of all rows? {why}. Pass them as row tensors") from error

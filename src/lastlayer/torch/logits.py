@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from lastlayer import _algebra, _statistics, _validate
-from lastlayer._algebra import LogitStatistics
+from lastlayer._algebra import UNCOUNTED, LogitStatistics
 from lastlayer.torch.functional import require_one_device, require_tensors
 from lastlayer.torch.statistics import eager, row_statistics
-
-UNCOUNTED = {"rank": 0, "argmax": -1}  # of an ignored row; its other statistics are 0
 
 
 def logit_statistics(

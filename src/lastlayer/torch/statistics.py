@@ -118,8 +118,7 @@ class _RowStatistics(torch.autograd.Function):
         target = None if given.logprob is None and given.others is None else target
         weight = None if given.cross is None else weight
         if not eager(*upstream):  # several at once, by vmap
-            single = None if target is not None and target.dim() == 2 and numbers.values is None else target
-            return _statistics.dense(z.double(), folded.state, numbers, single, weight).to(z.dtype), None, None, None
+            return _statistics.dense(z.double(), folded.state, numbers, target, weight).to(z.dtype), None, None, None
         out = _like(z)
         _statistics.write(_backends.choose(z), z, folded.state, numbers, target, weight, out=out)
         return out, None, None, None
