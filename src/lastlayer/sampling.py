@@ -1,46 +1,56 @@
-"""Exact draws from a softmax (``categorical``) and from weights (``multinomial``).
+"""Exact draws from a softmax (``categorical``) and from weights (``multinomial``), for NumPy.
 
-A draw is the first class whose cumulative weight, in float64, exceeds u times the total, for a uniform u in [0, 1) of
-53 bits. Weights are scaled so that the largest is 1: then u * total is below the total for every such u; and a class
-of weight 0 does not raise the sum. So the law holds at both ends: a class of probability 0 is never drawn, and the
-tails are not cut. Without replacement an exponential race decides: class j arrives at time E_j / p_j, and the first
-arrivals are the draws, in order.
-
-The functions on tiles work on NumPy arrays and on torch tensors; torch/sampling.py is their other front end.
-
-Letters: z logits, p weights, u uniforms, T temperature; N rows, V classes, S draws per row.
-Sources: L. Devroye, Non-Uniform Random Variate Generation (1986), III.2; P. S. Efraimidis, P. G. Spirakis, "Weighted
-random sampling with a reservoir", Inf. Process. Lett. 97 (2006).
+What is drawn is specified in _draws.py, how it is asked for in _draw_arguments.py, the randomness in _philox.py;
+torch/sampling.py is the other front end.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lastlayer import _backends
-from lastlayer._algebra import Array, State, classes, finish, namespace
+from lastlayer import _backends, _draw_arguments
+from lastlayer._algebra import Array, namespace
 from lastlayer._arrays import class_axis, real, round_to, row_shape, statistics_type, tile
-from lastlayer._validate import element, position, read_integer
+from lastlayer._draw_arguments import Asked, DrawOptions, check_drawn
+from lastlayer._draws import FINE, HAS_NAN, HAS_NOTHING, Drawn, Edits, Rules
+from lastlayer._validate import position, read_integer
 
 __all__ = ["Sample", "categorical", "multinomial"]
 
-CHUNK_BYTES = 32 << 20  # what the float64 temporaries of a chunk of rows may take; one row is the least there is
+CHUNK_BYTES = 32 << 20  # what float64 temporaries of a chunk of rows may take where a backend makes them
 TEMPORARIES = 8
-UNIT = 2.0**-53
 
 Generator: TypeAlias = "int | np.random.Generator | np.random.BitGenerator | np.random.SeedSequence | None"
 
 
 class Sample(NamedTuple):
-    """Draws: the classes, their log-probabilities under the model, and under the distribution they were drawn from."""
+    """Draws of classes y from rows of logits, and what evaluation and training ask about them, in nats.
+
+    Attributes:
+        index: the classes drawn.
+        logprob: log p_y under the model, softmax of the logits as they were passed, before everything else.
+        sampled_logprob: log p_y under the distribution drawn from; without replacement, given the draws before.
+        kept: how many classes could be drawn.
+        kept_mass: the probability that the model gives to them.
+        rank: 1 + the number of classes that the model finds more likely than the one drawn.
+        logsumexp: of the logits as they were passed.
+    """
 
     index: Any
     logprob: Any
     sampled_logprob: Any
+    kept: Any
+    kept_mass: Any
+    rank: Any
+    logsumexp: Any
+
+
+PER_ROW = {"kept", "kept_mass", "logsumexp"}
 
 
 def categorical(
@@ -49,52 +59,116 @@ def categorical(
     *,
     axis: SupportsIndex = -1,
     temperature: ArrayLike = 1.0,
+    top_k: ArrayLike | None = None,
+    top_p: ArrayLike | None = None,
+    min_p: ArrayLike | None = None,
+    typical_p: ArrayLike | None = None,
+    epsilon_cutoff: ArrayLike | None = None,
+    eta_cutoff: ArrayLike | None = None,
+    top_n_sigma: ArrayLike | None = None,
+    repetition_penalty: ArrayLike | None = None,
+    presence_penalty: ArrayLike | None = None,
+    frequency_penalty: ArrayLike | None = None,
+    token_ids: ArrayLike | None = None,
+    prompt_ids: ArrayLike | None = None,
+    logit_bias: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
+    bans: tuple[ArrayLike, ArrayLike] | None = None,
+    order: str | tuple[str, ...] = "transformers",
+    replacement: bool = True,
+    seed: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    step: ArrayLike = 0,
     rng: Generator = None,
 ) -> Sample:
-    """Draw classes from softmax(z / T), with replacement.
+    """Draw classes from softmax(z / T), all of it or what truncation keeps, with their log-probabilities.
+
+    First single logits change, in this order: ``logit_bias`` is added; for the classes in ``token_ids`` or
+    ``prompt_ids`` a positive logit is divided by ``repetition_penalty``, another multiplied; from those that are c
+    times in ``token_ids``, c ``frequency_penalty`` and ``presence_penalty`` are taken off; ``bans`` become -inf. Then the
+    temperature and the filters follow in ``order``, each working on what is left by those before it.
 
     Args:
         input: logits, with V classes along axis. -inf is a class that cannot be drawn.
         num_samples: draws per row, in a new last dimension; None for one draw and no such dimension.
         axis: the axis of the classes.
-        temperature: T >= 0, one for all or one per row. At 0 the largest logit is taken, of several the first.
-        rng: a NumPy generator, or a seed for one; None for one seeded by the system.
+        temperature: T >= 0. At 0 the largest logit is taken, of several the first, and the filters do nothing.
+        top_k: keep the k largest logits; 0 or -1 for all.
+        top_p: keep the most likely classes, as few as have together a probability of at least p; 1 for all.
+        min_p: keep the classes at least min_p times as likely as the likeliest.
+        typical_p: keep the classes whose surprise is nearest the entropy, as few as have together p; 1 for all.
+        epsilon_cutoff: keep the classes that have at least this probability; if none has, the likeliest.
+        eta_cutoff: as epsilon_cutoff, with the smaller of eta and sqrt(eta) exp(-entropy).
+        top_n_sigma: keep the logits within so many standard deviations below the largest.
+        repetition_penalty: above 1, classes that were there become less likely.
+        presence_penalty: taken off the logits of classes that were there.
+        frequency_penalty: taken off as often as they were there.
+        token_ids: classes that were there, integers (..., L); negative ones are padding.
+        prompt_ids: more of them, for the repetition penalty alone.
+        logit_bias: (row, class, value), arrays that broadcast together; rows are counted through all dimensions.
+        bans: (row, class), likewise.
+        order: "transformers": temperature, top_n_sigma, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff.
+            "vllm": temperature, min_p, top_k, top_p, and the rest. "llama.cpp": top_n_sigma, top_k, typical_p, top_p,
+            min_p, the cutoffs, temperature. Or names in the order wanted; those not named come after them.
+        replacement: whether a class may be drawn again. If not, draws are taken out one after the other.
+        seed: an integer of 64 bits: draws are then a function of seed, offset, step and the row's logits.
+        offset: what row it is: an integer of 64 bits. Without it a row's index if there is one seed, 0 if each has its
+            own.
+        step: the number of the draw in a sequence, such as the token's position: an integer of 32 bits.
+        rng: instead of seed, a NumPy generator that a seed is drawn from, or a seed for one; None for a seed from the
+            system.
+
+    All numbers but num_samples, axis and rng can be one for all or one per row.
 
     Returns:
-        Sample(index, logprob, sampled_logprob) in the shape of the rows (and num_samples): int64, and twice float32 for
-        16- and 32-bit input, else float64. ``logprob`` is that of the model, T = 1; ``sampled_logprob`` that of the
-        tempered distribution, 0 at T = 0.
+        ``Sample``. index, logprob, sampled_logprob and rank in the shape of the rows (and num_samples); kept, kept_mass
+        and logsumexp in the shape of the rows. Integers are int64, the others float32 for 16- and 32-bit input, else
+        float64, in nats.
 
     Raises:
-        ValueError: a row without a distribution (NaN, +inf, nothing but -inf, no classes); a temperature that is
-            negative or not finite, or does not broadcast to the rows; num_samples below 1.
-        TypeError: input or temperature that are not real numbers; num_samples that is no integer.
+        ValueError: a row without a distribution (NaN, +inf, nothing but -inf, no classes) or, without replacement, with
+            fewer classes than draws; a number out of range, or that does not broadcast to the rows.
+        IndexError: a class or a row that is not there.
+        TypeError: what is not of the kind named above.
 
     Note:
-        One uniform of 53 bits per draw, in the order of the rows. (z - max) / T is formed in float64, so that no T
-        overflows. Memory beyond the result: 32 MiB, or eight float64 rows if that is more.
+        One uniform of 53 bits per draw, by Philox 4x32-10 from (seed, offset, step, number of the sample): no draw
+        depends on the rows beside it, on threads, or on whether NumPy or PyTorch holds the logits. Of equal logits the
+        lower class is kept first by top_k, top_p and typical_p. A class of probability 0 is never drawn.
 
     Example:
-        >>> draw = categorical([0.0, -np.inf, 2.0], temperature=0.0)
-        >>> print(draw.index, draw.logprob.round(4), draw.sampled_logprob)
-        2 -0.1269 0.0
-        >>> categorical([0.0, -np.inf, 0.0], 8, rng=0).index
-        array([2, 0, 0, 0, 2, 2, 2, 2])
+        >>> draw = categorical([0.0, -np.inf, 2.0, 1.0], temperature=0.7, top_p=0.9, seed=5)
+        >>> print(draw.index, draw.logprob.round(4), draw.sampled_logprob.round(4), draw.kept, draw.kept_mass.round(4))
+        2 -0.4076 -0.2148 2 0.91
+        >>> categorical([0.0, -np.inf, 0.0], 8, seed=0).index
+        array([2, 0, 2, 2, 2, 2, 2, 0])
     """
     z = real("input", input)
     axes = class_axis(axis, z.ndim)
     shape = row_shape(z.shape, axes)
-    times = read_temperature(np.asarray(real("temperature", temperature), np.float64), shape)
-    draws = 1 if num_samples is None else read_count(num_samples)
-    uniforms = np.random.default_rng(rng).random((int(np.prod(shape, dtype=np.int64)), draws))
-    sample = from_logits(tile(z, axes), times.reshape(-1), uniforms, shape)
-    result = shape if num_samples is None else (*shape, draws)
-    kinds = (np.int64, statistics_type(z), statistics_type(z))
-    return Sample(*(round_to(x.reshape(result), kind) for x, kind in zip(sample, kinds, strict=True)))
+    options: DrawOptions = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
+        "epsilon_cutoff": epsilon_cutoff, "eta_cutoff": eta_cutoff, "top_n_sigma": top_n_sigma,
+        "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty, "token_ids": token_ids, "prompt_ids": prompt_ids,
+        "logit_bias": logit_bias, "bans": bans, "order": order, "replacement": replacement, "seed": seed,
+        "offset": offset, "step": step,
+    }  # fmt: skip
+    asked = _draw_arguments.read(shape, num_samples, seed_of(seed, rng), options)
+    tiled = tile(z, axes)
+    if tiled.shape[1] == 0 and len(tiled):
+        raise ValueError(f"input has no classes to draw from in {len(tiled)} rows")
+    return spread(drawn(tiled, asked, shape), shape, num_samples is not None, statistics_type(z))
 
 
 def multinomial(
-    input: ArrayLike, num_samples: int, replacement: bool = False, *, rng: Generator = None
+    input: ArrayLike,
+    num_samples: int,
+    replacement: bool = False,
+    *,
+    seed: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    step: ArrayLike = 0,
+    rng: Generator = None,
 ) -> NDArray[np.int64]:
     """Draw classes from rows of probabilities, or of any weights >= 0: torch.multinomial for NumPy, without its limits.
 
@@ -103,7 +177,10 @@ def multinomial(
         num_samples: draws per row.
         replacement: whether a class may be drawn again. If not, the draws are those of taking one class after the other
             out of the row, and come in that order.
-        rng: a NumPy generator, or a seed for one; None for one seeded by the system.
+        seed: as in ``categorical``, like offset, step and rng.
+        offset: what row it is.
+        step: the number of the draw in a sequence.
+        rng: instead of seed, a NumPy generator or a seed for one.
 
     Returns:
         int64 (S,) or (N, S).
@@ -114,103 +191,115 @@ def multinomial(
         TypeError: input that is not real numbers; num_samples that is no integer.
 
     Note:
-        A class of weight 0 is never drawn. The number of classes is not limited. With replacement one uniform per draw;
-        without, two per class, for arrival times with all their digits near 0. Memory beyond the result as
-        ``categorical``.
+        A class of weight 0 is never drawn. The number of classes is not limited. One uniform of 53 bits per draw.
 
     Example:
-        >>> multinomial([0.0, 3.0, 0.0, 1.0], 2, rng=0)
+        >>> multinomial([0.0, 3.0, 0.0, 1.0], 2, seed=0)
         array([3, 1])
     """
     p = real("input", input)
     draws = check_multinomial(p, num_samples, bool(replacement), ValueError)
-    random = np.random.default_rng(rng).random
-    index: NDArray[np.int64] = from_weights(p.reshape(-1, p.shape[-1]), draws, bool(replacement), random, ValueError)
-    return index.reshape(*p.shape[:-1], draws)
+    shape = p.shape[:-1]
+    make = seed_of(seed, rng)
+    given = make() if seed is None else seed
+    uniforms = _draw_arguments.read_uniforms(given, offset, step, shape, draws)
+    index = from_weights(p.reshape(-1, p.shape[-1]), uniforms, bool(replacement), ValueError)
+    return index.reshape(*shape, draws)  # type: ignore[no-any-return]
 
 
-def read_count(num_samples: SupportsIndex) -> int:
-    """Return the number of draws."""
-    count = read_integer("num_samples", num_samples)
-    if count < 1:
-        raise ValueError(f"num_samples = {count} must be at least 1")
-    return count
+def seed_of(seed: Any, rng: Generator) -> Callable[[], int]:
+    """Return what makes a seed where none is given, out of the generator; there can be only one of the two."""
+    if seed is not None and rng is not None:
+        raise ValueError("seed and rng are both given: one of them decides the draws")
+    if rng is None:
+        return lambda: int.from_bytes(os.urandom(8), "little")
+    return lambda: int(np.random.default_rng(rng).integers(1 << 64, dtype=np.uint64))
 
 
-def read_temperature(temperature: Array, shape: tuple[int, ...]) -> Array:
-    """Return one temperature per row."""
-    xp = namespace(temperature)
-    bad = ~((temperature >= 0) & xp.isfinite(temperature))
-    if bool(bad.any()):
-        index = position(bad)
-        value = float(temperature[index])
-        raise ValueError(f"{element('temperature', index)} = {value} must be a finite number >= 0")
-    try:
-        return xp.broadcast_to(temperature, shape)
-    except (ValueError, RuntimeError):
-        given = tuple(temperature.shape)
-        raise ValueError(f"temperature has shape {given}, which does not broadcast to the rows, {shape}") from None
+def drawn(z: Array, asked: Asked, shape: tuple[int, ...]) -> Drawn:
+    """Draw from each row of z (N, V), or say which of the rows, of this shape, cannot be drawn from."""
+    backend = _backends.choose(z) if hasattr(_backends.choose(z), "draw") else _backends.reference
+    edits = asked.edits(z.shape[1], lambda rows, index: numbers_at(z, rows, index))
+    if backend is not _backends.reference:
+        found = backend.draw(z, asked.uniforms, asked.rules, asked.order, edits, asked.replacement)
+    else:
+        found = in_chunks(z, asked, edits)
+    check_drawn(found, shape, asked.uniforms.shape[1])
+    return found
 
 
-def from_logits(z: Array, temperature: Array, uniforms: Array, shape: tuple[int, ...]) -> Sample:
-    """Draw from each row of z (N, V) with its own uniforms (N, S); shape is that of the rows in messages."""
-    xp = namespace(z)
-    sample = Sample(xp.zeros_like(uniforms, dtype=xp.int64), xp.zeros_like(uniforms), xp.zeros_like(uniforms))
+def in_chunks(z: Array, asked: Asked, edits: Edits | None) -> Drawn:
+    """Draw as the specification does, some rows at a time."""
+    parts = []
     for rows in chunks(*z.shape):
-        state = _state(z[rows], rows.start, shape)
-        drawn = _draw_tempered(z[rows], state, temperature[rows], uniforms[rows])
-        for field, value in zip(sample, drawn, strict=True):
-            field[rows] = value
-    return sample
+        rules = Rules(*(None if rule is None else rule[rows] for rule in asked.rules))
+        some = None
+        if edits is not None:
+            start = edits.start[rows.start : rows.stop + 1]
+            places = slice(int(start[0]), int(start[-1]))
+            some = Edits(start - start[0], edits.index[places], edits.value[places])
+        backend = _backends.reference
+        parts.append(backend.draw(z[rows], asked.uniforms[rows], rules, asked.order, some, asked.replacement))
+    xp = namespace(z)
+    return Drawn(*(xp.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 
-def from_weights(
-    p: Array, draws: int, replacement: bool, random: Callable[[tuple[int, ...]], Array], error: type[Exception]
-) -> Array:
-    """Draw from each row of weights p (N, V); the uniforms come from random(shape)."""
-    xp = namespace(p)
-    shape = (len(p), draws)
-    index = np.zeros(shape, np.int64) if xp is np else p.new_zeros(shape, dtype=xp.int64)
-    uniforms = random(shape) if replacement else None
-    for rows in chunks(*p.shape):
-        weights = _weights(p[rows], draws, replacement, rows.start, error)
-        if uniforms is not None:
-            index[rows] = draw(weights, uniforms[rows])
-        else:
-            index[rows] = race(weights, random((len(weights), 2, p.shape[1])), draws)
+def numbers_at(z: Array, rows: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return single logits, in float64."""
+    if isinstance(z, np.ndarray):
+        return z[rows, index].astype(np.float64)
+    xp = namespace(z)
+    found = z[xp.as_tensor(rows, device=z.device), xp.as_tensor(index, device=z.device)]
+    return found.double().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def spread(found: Drawn, shape: tuple[int, ...], several: bool, dtype: Any) -> Sample:
+    """Return what was drawn in the shape of the rows."""
+    draws = (*shape, found.index.shape[1]) if several else shape
+    return Sample(
+        *(
+            round_to(x, np.int64 if x.dtype.kind == "i" else dtype).reshape(shape if name in PER_ROW else draws)[()]
+            for name in Sample._fields
+            for x in [getattr(found, name)]
+        )
+    )
+
+
+def from_weights(p: Array, uniforms: Array, replacement: bool, error: type[Exception]) -> Array:
+    """Draw from each row of weights p (N, V) with its uniforms (N, S)."""
+    backend, xp = _backends.choose(p) if hasattr(_backends.choose(p), "draw") else _backends.reference, namespace(p)
+    parts = list(chunks(*p.shape)) if backend is _backends.reference else [slice(0, len(p))]
+    found = [backend.multinomial(p[rows], uniforms[rows], replacement) for rows in parts]
+    if not found:
+        return np.zeros(uniforms.shape, np.int64) if xp is np else p.new_zeros(uniforms.shape, dtype=xp.int64)
+    index, status = (xp.concatenate(each) for each in zip(*found, strict=True))
+    if bool(status.any()):
+        row = position(status != FINE)[0]
+        explain(p[row], row, int(status[row]), uniforms.shape[1], error)
     return index
 
 
+def explain(p: Array, row: int, status: int, draws: int, error: type[Exception]) -> None:
+    """Raise what is wrong with a row of weights; torch's conditions in torch's words."""
+    if status == HAS_NAN:
+        (j,) = position(~((p >= 0) & namespace(p).isfinite(p)))
+        raise error(
+            "invalid multinomial distribution: probability tensor contains either `inf`, `nan` or element < 0: "
+            f"{float(p[j])} in row {row}, class {j}"
+        )
+    if status == HAS_NOTHING:
+        raise error(f"invalid multinomial distribution (sum of probabilities <= 0): row {row} has no weight above 0")
+    raise error(
+        "invalid multinomial distribution (with replacement=False, not enough non-negative category to sample): "
+        f"row {row} has {int((p > 0).sum())} weights above 0, num_samples = {draws}"
+    )
+
+
 def chunks(rows: int, classes: int) -> Iterator[slice]:
-    """Yield the rows in pieces whose temporaries fit."""
+    """Yield the rows in pieces whose temporaries fit; of no rows, one that is empty."""
     step = max(1, CHUNK_BYTES // (8 * TEMPORARIES * max(classes, 1)))
-    for start in range(0, rows, step):
+    for start in range(0, max(rows, 1), step):
         yield slice(start, min(start + step, rows))
-
-
-@np.errstate(all="ignore")
-def draw(weights: Array, uniforms: Array) -> Array:
-    """Return, for each uniform, the first class of its row whose cumulative weight exceeds u * total >= u."""
-    cumulative = _cumulate(weights)
-    return _count_not_above(cumulative, uniforms * cumulative[:, -1:])
-
-
-@np.errstate(all="ignore")
-def race(weights: Array, uniforms: Array, draws: int) -> Array:
-    """Return the first arrivals, in order, of classes that come at times E_j / p_j; uniforms are (N, 2, V).
-
-    The second uniform continues the digits of the first, so that E is exact near 0, where unlikely classes win.
-    Logarithms of the times are compared, so that no weight underflows; weight 0 never comes.
-    """
-    xp = namespace(weights)
-    u = uniforms[:, 0] + UNIT * uniforms[:, 1]
-    arrival = xp.log(-xp.log1p(-xp.clip(u, 0.0, 1 - UNIT)))
-    key = xp.where(weights > 0, arrival - xp.log(weights), xp.inf)
-    if xp is not np:
-        return xp.topk(key, draws, largest=False, sorted=True).indices
-    first = np.argpartition(key, draws - 1, -1)[:, :draws]
-    order = np.argsort(np.take_along_axis(key, first, -1), -1, kind="stable")
-    return np.take_along_axis(first, order, -1)
 
 
 def check_multinomial(p: Array, num_samples: SupportsIndex, replacement: bool, error: type[Exception]) -> int:
@@ -228,99 +317,3 @@ def check_multinomial(p: Array, num_samples: SupportsIndex, replacement: bool, e
     if p.shape[-1] == 0:
         raise error(f"invalid multinomial distribution (sum of probabilities <= 0): input has shape {tuple(p.shape)}")
     return draws
-
-
-def _wide(array: Array) -> Array:
-    return array.astype(np.float64) if isinstance(array, np.ndarray) else array.double()
-
-
-def _take(array: Array, index: Array) -> Array:
-    """Return array[i, index[i, k]]."""
-    return np.take_along_axis(array, index, -1) if isinstance(array, np.ndarray) else array.gather(-1, index)
-
-
-def _cumulate(weights: Array) -> Array:
-    """Return cumulative sums that never fall and stand still at weight 0.
-
-    One after the other on a CPU, sums do; a GPU adds in a tree, whose roundings can make a later sum the smaller one.
-    """
-    sums = namespace(weights).cumsum(weights, -1)
-    if isinstance(sums, np.ndarray) or sums.device.type == "cpu":
-        return sums
-    return sums.where(weights > 0, 0.0).cummax(-1).values
-
-
-def _count_not_above(cumulative: Array, threshold: Array) -> Array:
-    """Return how many entries of its row are <= each threshold, by bisection: the first ``found`` of them are."""
-    xp, classes = namespace(cumulative), cumulative.shape[1]
-    found = xp.zeros_like(threshold, dtype=xp.int64)
-    step = 1 << (classes.bit_length() - 1)
-    while step:
-        probe = found + step
-        below = _take(cumulative, xp.clip(probe, 1, classes) - 1) <= threshold
-        found = xp.where((probe <= classes) & below, probe, found)
-        step //= 2
-    return found
-
-
-def _state(z: Array, start: int, shape: tuple[int, ...]) -> State:
-    """Fold the rows and refuse those without a distribution, by name."""
-    xp = namespace(z)
-    if z.shape[1] == 0:
-        raise ValueError(f"input has no classes to draw from in {len(z)} rows")
-    state = State(*_backends.choose(z).fold(z))
-    nan = xp.isnan(state.max) | xp.isnan(state.rest)
-    bad = nan | ~xp.isfinite(state.max)
-    if bool(bad.any()):
-        row = position(bad)[0]
-        index = tuple(int(i) for i in np.unravel_index(start + row, shape)) if shape else ()
-        where = f"{element('row', index) if index else 'the row'} of input"
-        what = "NaN" if bool(nan[row]) else "+inf" if float(state.max[row]) > 0 else "no logit above -inf"
-        raise ValueError(f"{where} has {what}: there is no distribution to draw from")
-    return state
-
-
-@np.errstate(all="ignore")
-def _draw_tempered(z: Array, state: State, temperature: Array, uniforms: Array) -> Sample:
-    xp, t = namespace(z), temperature[:, None]
-    x = _wide(z) - state.max[:, None]
-    if bool((temperature == 0).any()):
-        greedy = xp.where(classes(z) == xp.argmax(z, -1)[:, None], 0.0, -xp.inf)
-        tempered = xp.where(t > 0, x / xp.where(t > 0, t, 1.0), greedy)
-    else:
-        tempered = x / t
-    index = draw(xp.exp(tempered), uniforms)
-    logprob = _logprob(state, _take(z, index))
-    if bool((temperature == 1).all()):
-        return Sample(index, logprob, logprob)
-    sampled = _logprob(State(*_backends.choose(tempered).fold(tempered)), _take(tempered, index))
-    return Sample(index, logprob, xp.where(t == 1, logprob, sampled))
-
-
-def _logprob(state: State, z_y: Array) -> Array:
-    """Return log p_y for several y per row."""
-    return finish(State(*(field[:, None] for field in state)), _wide(z_y)).logprob + 0.0
-
-
-def _weights(p: Array, draws: int, replacement: bool, start: int, error: type[Exception]) -> Array:
-    """Return the rows in float64, largest weight 1, so that no sum overflows; torch's conditions in torch's words."""
-    xp = namespace(p)
-    bad = ~((p >= 0) & xp.isfinite(p))
-    if bool(bad.any()):
-        row, j = position(bad)
-        raise error(
-            "invalid multinomial distribution: probability tensor contains either `inf`, `nan` or element < 0: "
-            f"{float(p[row, j])} in row {start + row}, class {j}"
-        )
-    count = xp.count_nonzero(p, -1)
-    if bool((count == 0).any()):
-        row = start + position(count == 0)[0]
-        raise error(f"invalid multinomial distribution (sum of probabilities <= 0): row {row} has no weight above 0")
-    if not replacement and bool((count < draws).any()):
-        row = position(count < draws)[0]
-        raise error(
-            "invalid multinomial distribution (with replacement=False, not enough non-negative category to sample): "
-            f"row {start + row} has {int(count[row])} weights above 0, num_samples = {draws}"
-        )
-    w = _wide(p)
-    return w / xp.amax(w, -1)[:, None]

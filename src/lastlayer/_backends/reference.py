@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lastlayer import _algebra
+from lastlayer import _algebra, _draws
 from lastlayer._algebra import Array, Coefficients, State, Statistics, Terms
+from lastlayer._draws import Drawn, Edits, Rules
 
 QUIET = {"invalid": "ignore", "over": "ignore", "under": "ignore", "divide": "ignore"}
 
@@ -120,3 +121,44 @@ def log_softmax(z: Array, *, out: Array) -> Array:
     """Write the log-softmax of each row into out."""
     with np.errstate(**QUIET):  # type: ignore[arg-type]
         return _write(out, _algebra.log_softmax(_wide(z)))
+
+
+def draw(
+    z: Array, uniforms: Array, rules: Rules, order: tuple[str, ...], edits: Edits | None, replacement: bool
+) -> Drawn:  # fmt: skip
+    """Draw from each row; the numbers per row are NumPy's, the result is of the kind of z."""
+    xp = _algebra.namespace(z)
+    like = (lambda array: array) if xp is np else (lambda array: xp.as_tensor(array, device=z.device))
+    on_device = Rules(*(None if rule is None else like(rule) for rule in rules))
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        return _draws.draw(z, like(uniforms), on_device, order, edits, replacement)
+
+
+def multinomial(p: Array, uniforms: Array, replacement: bool) -> tuple[Array, Array]:
+    """Draw from each row of weights: the classes, and the status of the rows."""
+    like = uniforms if _algebra.namespace(p) is np else _algebra.namespace(p).as_tensor(uniforms, device=p.device)
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        return _draws.draw_weights(p, like, replacement)
+
+
+def masses(z: Array, temperature: Array) -> tuple[Array, Array]:
+    """Return the maximum and the mass of each block of classes."""
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        return _draws.masses(z, temperature)
+
+
+def choose(top: Array, mass: Array, temperature: Array, uniforms: Array) -> tuple[Array, Array]:
+    """Return the block of each draw, and the share of its mass that lies before it."""
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        return _draws.choose(top, mass, temperature, uniforms)
+
+
+def inside(z: Array, temperature: Array, fraction: Array) -> Array:
+    """Return the class within a block."""
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        return _draws.inside(z, temperature, fraction)
+
+
+def topk(z: Array, k: int) -> tuple[Array, Array]:
+    """Return the k largest logits of each row, and their classes."""
+    return _draws.topk(z, k)

@@ -1,26 +1,23 @@
 """Exact draws for tensors: ``categorical`` from logits, ``multinomial`` in place of torch.multinomial.
 
 The draws themselves, and the law they keep, are those of lastlayer/sampling.py, of which this is the other front end;
-here are PyTorch's dialect and its generator. Nothing is differentiable: for gradients of the log-probability of a draw
-pass its index to a loss.
+here are PyTorch's dialect and its generator.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lastlayer._arrays import real
+from lastlayer import _draw_arguments
+from lastlayer._draw_arguments import DrawOptions, Numbers
+from lastlayer._draws import Drawn
 from lastlayer._validate import ArgumentError
-from lastlayer.sampling import (
-    Sample,
-    check_multinomial,
-    from_logits,
-    from_weights,
-    read_count,
-    read_temperature,
-)
+from lastlayer.sampling import PER_ROW, Sample, check_multinomial, drawn, from_weights
 
 __all__ = ["Sample", "categorical", "multinomial"]
 
@@ -32,54 +29,108 @@ def categorical(
     input: Tensor,
     num_samples: int | None = None,
     *,
-    temperature: float | Tensor = 1.0,
+    temperature: Numbers = 1.0,
+    top_k: Numbers | None = None,
+    top_p: Numbers | None = None,
+    min_p: Numbers | None = None,
+    typical_p: Numbers | None = None,
+    epsilon_cutoff: Numbers | None = None,
+    eta_cutoff: Numbers | None = None,
+    top_n_sigma: Numbers | None = None,
+    repetition_penalty: Numbers | None = None,
+    presence_penalty: Numbers | None = None,
+    frequency_penalty: Numbers | None = None,
+    token_ids: Any = None,
+    prompt_ids: Any = None,
+    logit_bias: tuple[Any, Any, Any] | None = None,
+    bans: tuple[Any, Any] | None = None,
+    order: str | tuple[str, ...] = "transformers",
+    replacement: bool = True,
+    seed: Numbers | None = None,
+    offset: Numbers | None = None,
+    step: Numbers = 0,
     generator: torch.Generator | None = None,
 ) -> Sample:
-    """Draw classes from softmax(z / T), with replacement.
+    """Draw classes from softmax(z / T), all of it or what truncation keeps, with their log-probabilities.
+
+    First single logits change, in this order: ``logit_bias`` is added; for the classes in ``token_ids`` or
+    ``prompt_ids`` a positive logit is divided by ``repetition_penalty``, another multiplied; from those that are c
+    times in ``token_ids``, c ``frequency_penalty`` and ``presence_penalty`` are taken off; ``bans`` become -inf. Then the
+    temperature and the filters follow in ``order``, each working on what is left by those before it.
 
     Args:
         input: logits (..., V), floating point. -inf is a class that cannot be drawn.
         num_samples: draws per row, in a new last dimension; None for one draw and no such dimension.
-        temperature: T >= 0, one for all or one per row. At 0 the largest logit is taken, of several the first.
-        generator: a generator on the device of input; None for that device's default one.
+        temperature: T >= 0. At 0 the largest logit is taken, of several the first, and the filters do nothing.
+        top_k: keep the k largest logits; 0 or -1 for all.
+        top_p: keep the most likely classes, as few as have together a probability of at least p; 1 for all.
+        min_p: keep the classes at least min_p times as likely as the likeliest.
+        typical_p: keep the classes whose surprise is nearest the entropy, as few as have together p; 1 for all.
+        epsilon_cutoff: keep the classes that have at least this probability; if none has, the likeliest.
+        eta_cutoff: as epsilon_cutoff, with the smaller of eta and sqrt(eta) exp(-entropy).
+        top_n_sigma: keep the logits within so many standard deviations below the largest.
+        repetition_penalty: above 1, classes that were there become less likely.
+        presence_penalty: taken off the logits of classes that were there.
+        frequency_penalty: taken off as often as they were there.
+        token_ids: classes that were there, integers (..., L); negative ones are padding.
+        prompt_ids: more of them, for the repetition penalty alone.
+        logit_bias: (row, class, value), arrays that broadcast together; rows are counted through all dimensions.
+        bans: (row, class), likewise.
+        order: "transformers": temperature, top_n_sigma, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff.
+            "vllm": temperature, min_p, top_k, top_p, and the rest. "llama.cpp": top_n_sigma, top_k, typical_p, top_p,
+            min_p, the cutoffs, temperature. Or names in the order wanted; those not named come after them.
+        replacement: whether a class may be drawn again. If not, draws are taken out one after the other.
+        seed: an integer of 64 bits: draws are then a function of seed, offset, step and the row's logits.
+        offset: what row it is: an integer of 64 bits. Without it a row's index if there is one seed, 0 if each has its
+            own.
+        step: the number of the draw in a sequence, such as the token's position: an integer of 32 bits.
+        generator: instead of seed, a generator that a seed is drawn from; None for PyTorch's default one.
+
+    All numbers but num_samples can be one for all or one per row; where the logits are on another device, what is asked
+    for may stay on the CPU.
 
     Returns:
-        Sample(index, logprob, sampled_logprob) in the shape of the rows (and num_samples), on the device of input:
-        int64, and twice float32 for 16- and 32-bit input, else float64. ``logprob`` is that of the model, T = 1;
-        ``sampled_logprob`` that of the tempered distribution, 0 at T = 0.
+        ``Sample``. index, logprob, sampled_logprob and rank in the shape of the rows (and num_samples); kept, kept_mass
+        and logsumexp in the shape of the rows. Integers are int64, the others float32 for 16- and 32-bit input, else
+        float64, in nats. Nothing is differentiable: for gradients of a log-probability pass the index to a loss.
 
     Raises:
-        ValueError: a row without a distribution (NaN, +inf, nothing but -inf, no classes); input without dimensions; a
-            temperature that is negative or not finite, or does not broadcast to the rows; num_samples below 1.
-        TypeError: input that is no tensor of a floating type; a temperature that is not real; num_samples that is no
-            integer.
+        ValueError: input without dimensions; a row without a distribution (NaN, +inf, nothing but -inf, no classes) or,
+            without replacement, with fewer classes than draws; a number out of range, or that does not broadcast to the
+            rows.
+        IndexError: a class or a row that is not there.
+        TypeError: what is not of the kind named above.
         RuntimeError: a tensor on the meta device, which has no values.
 
     Note:
-        One uniform of 53 bits per draw, in the order of the rows; (z - max) / T and the cumulative sums are float64 on
-        any device. Memory beyond the result: 32 MiB, or eight float64 rows if that is more.
+        One uniform of 53 bits per draw, by Philox 4x32-10 from (seed, offset, step, number of the sample): no draw
+        depends on the rows beside it, on threads, or on whether NumPy or PyTorch holds the logits. Of equal logits the
+        lower class is kept first by top_k, top_p and typical_p. A class of probability 0 is never drawn.
 
     Example:
-        >>> draw = categorical(torch.tensor([0.0, -torch.inf, 2.0]), temperature=0.0)
-        >>> draw.index.item(), round(draw.logprob.item(), 4), draw.sampled_logprob.item()
-        (2, -0.1269, 0.0)
+        >>> draw = categorical(torch.tensor([0.0, -torch.inf, 2.0, 1.0]), temperature=0.7, top_p=0.9, seed=5)
+        >>> draw.index.item(), round(draw.logprob.item(), 4), round(draw.sampled_logprob.item(), 4), draw.kept.item()
+        (2, -0.4076, -0.2148, 2)
         >>> categorical(torch.zeros(2, 3), 4, generator=torch.Generator().manual_seed(0)).index.shape
         torch.Size([2, 4])
 
-    Source: L. Devroye, Non-Uniform Random Variate Generation (1986), III.2.
+    Source: L. Devroye, Non-Uniform Random Variate Generation (1986), III.2; of the filters: lastlayer/_draws.py.
     """
-    if not isinstance(input, Tensor) or input.dtype not in FLOATS:
-        raise TypeError(f"input is {_kind(input)}, expected a tensor of float16, bfloat16, float32 or float64")
-    _require_values("input", input)
-    if input.dim() == 0:
-        raise ValueError("input has no dimensions, expected (..., V)")
-    shape, draws = input.shape[:-1], 1 if num_samples is None else read_count(num_samples)
-    times = read_temperature(_temperature(temperature, input.device), tuple(shape)).reshape(-1)
-    uniforms = _uniforms(input, (shape.numel(), draws), generator)
-    sample = from_logits(input.detach().reshape(shape.numel(), input.shape[-1]), times, uniforms, tuple(shape))
-    result = shape if num_samples is None else (*shape, draws)
-    kind = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return Sample(sample[0].reshape(result), *(x.reshape(result).to(kind) for x in sample[1:]))
+    check_input(input)
+    shape = tuple(input.shape[:-1])
+    options: DrawOptions = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
+        "epsilon_cutoff": epsilon_cutoff, "eta_cutoff": eta_cutoff, "top_n_sigma": top_n_sigma,
+        "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty, "token_ids": token_ids, "prompt_ids": prompt_ids,
+        "logit_bias": logit_bias, "bans": bans, "order": order, "replacement": replacement, "seed": seed,
+        "offset": offset, "step": step,
+    }  # fmt: skip
+    asked = _draw_arguments.read(shape, num_samples, seed_of(seed, generator, input.device), options)
+    z = input.detach().reshape(math.prod(shape), input.shape[-1])
+    if z.shape[1] == 0 and len(z):
+        raise ValueError(f"input has no classes to draw from in {len(z)} rows")
+    return spread(drawn(z, asked, shape), shape, num_samples is not None, input.dtype)
 
 
 @torch.no_grad()
@@ -90,6 +141,9 @@ def multinomial(
     *,
     generator: torch.Generator | None = None,
     out: Tensor | None = None,
+    seed: Numbers | None = None,
+    offset: Numbers | None = None,
+    step: Numbers = 0,
 ) -> Tensor:
     """Draw classes from rows of probabilities, or of any weights >= 0: torch.multinomial, same call and shapes.
 
@@ -100,6 +154,9 @@ def multinomial(
             out of the row, and come in that order.
         generator: a generator on the device of input; None for that device's default one.
         out: an int64 tensor for the result.
+        seed: instead of generator, as in ``categorical``, like offset and step.
+        offset: what row it is.
+        step: the number of the draw in a sequence.
 
     Returns:
         int64 (S,) or (N, S), on the device of input.
@@ -114,14 +171,13 @@ def multinomial(
     Note:
         The stream of draws is not torch's: the same seed gives other classes. What differs on purpose: a class of
         weight 0 is never drawn, 2^24 classes are no limit, and classes of small weight are drawn as often as they
-        should. With replacement one float64 uniform per draw; without, two per class.
+        should. One uniform of 53 bits per draw.
 
     Example:
         >>> multinomial(torch.tensor([0.0, 3.0, 0.0, 0.0]), 3, replacement=True)
         tensor([1, 1, 1])
 
-    Source: P. S. Efraimidis, P. G. Spirakis, "Weighted random sampling with a reservoir", Inf. Process. Lett. 97
-    (2006).
+    Source: L. Devroye, Non-Uniform Random Variate Generation (1986), III.2.
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"input is {_kind(input)}, expected a tensor")
@@ -131,33 +187,48 @@ def multinomial(
     if out is not None and out.dtype != torch.int64:
         raise ArgumentError(f"multinomial expects Long tensor out, got: {_kind(out)}")
     draws = check_multinomial(input, num_samples, replacement, ArgumentError)
-    index = from_weights(
-        input.detach().reshape(-1, input.shape[-1]),
-        draws,
-        replacement,
-        lambda shape: _uniforms(input, shape, generator),
-        ArgumentError,
-    ).reshape(*input.shape[:-1], draws)
+    shape = tuple(input.shape[:-1])
+    make = seed_of(seed, generator, input.device)
+    given = make() if seed is None else seed
+    uniforms = _draw_arguments.read_uniforms(given, offset, step, shape, draws)
+    index = from_weights(input.detach().reshape(-1, input.shape[-1]), uniforms, replacement, ArgumentError)
+    index = index.reshape(*shape, draws)
     return index if out is None else out.resize_(index.shape).copy_(index)
 
 
-def _temperature(value: float | Tensor, device: torch.device) -> Tensor:
-    """Return temperatures in float64 on this device."""
-    if not isinstance(value, Tensor):
-        return torch.tensor(np.float64(real("temperature", value)), device=device)
-    if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"temperature has dtype {value.dtype}, expected real numbers")
-    _require_values("temperature", value)
-    return value.to(device, torch.float64)
+def seed_of(seed: Any, generator: torch.Generator | None, device: torch.device) -> Callable[[], int]:
+    """Return what makes a seed where none is given, out of the generator; there can be only one of the two."""
+    if seed is not None and generator is not None:
+        raise ValueError("seed and generator are both given: one of them decides the draws")
+    where = device if generator is None else generator.device
+    return lambda: int(torch.empty((), dtype=torch.int64, device=where).random_(generator=generator))
+
+
+def check_input(input: Tensor) -> None:
+    """Raise unless input can be logits."""
+    if not isinstance(input, Tensor) or input.dtype not in FLOATS:
+        raise TypeError(f"input is {_kind(input)}, expected a tensor of float16, bfloat16, float32 or float64")
+    _require_values("input", input)
+    if input.dim() == 0:
+        raise ValueError("input has no dimensions, expected (..., V)")
+
+
+def spread(found: Drawn, shape: tuple[int, ...], several: bool, dtype: torch.dtype) -> Sample:
+    """Return what was drawn in the shape of the rows."""
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    draws = (*shape, found.index.shape[1]) if several else shape
+
+    def of(name: str) -> Tensor:
+        field = torch.as_tensor(getattr(found, name))
+        field = field.reshape(shape if name in PER_ROW else draws)
+        return field.to(kind) if field.is_floating_point() else field
+
+    return Sample(*map(of, Sample._fields))
 
 
 def _require_values(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise RuntimeError(f"{name} is on meta, where tensors have no values to draw from")
-
-
-def _uniforms(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, dtype=torch.float64, device=like.device, generator=generator)
 
 
 def _kind(value: object) -> str:
