@@ -24,6 +24,7 @@
 #include <unistd.h>
 #endif
 
+#include "draws.h"
 #include "rows.h"
 
 namespace nb = nanobind;
@@ -32,33 +33,39 @@ using namespace lastlayer;
 
 namespace {
 
-std::vector<const Kernels*> supported() {
-  std::vector<const Kernels*> found;
+struct Build {
+  const Kernels* rows;
+  const DrawKernels* draws;
+};
+
+std::vector<Build> supported() {
+  std::vector<Build> found;
 #if defined(LASTLAYER_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-    found.push_back(&rows_avx512);
+    found.push_back({&rows_avx512, &draws_avx512});
 #endif
 #if defined(LASTLAYER_HAVE_AVX2)
   // Every processor with AVX2 and FMA has F16C.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&rows_avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({&rows_avx2, &draws_avx2});
 #endif
-  found.push_back(&rows_baseline);
+  found.push_back({&rows_baseline, &draws_baseline});
   return found;
 }
 
 const Kernels* active = nullptr;
+const DrawKernels* drawing = nullptr;
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const Kernels* k : supported()) names.emplace_back(k->name);
+  for (const Build& build : supported()) names.emplace_back(build.rows->name);
   return names;
 }
 
 void use(const std::string& name) {
-  for (const Kernels* k : supported())
-    if (name == k->name) {
-      active = k;
+  for (const Build& build : supported())
+    if (name == build.rows->name) {
+      active = build.rows, drawing = build.draws;
       return;
     }
   throw std::invalid_argument("instruction set '" + name + "' is not supported by this processor or build");
@@ -378,11 +385,116 @@ std::tuple<int64_t, int64_t> check_targets(uintptr_t target, int64_t rows, int64
   return {first, all_skipped};
 }
 
+// ---- draws ---------------------------------------------------------------------------------------------------------
+
+// Philox 4x32-10 (Salmon et al., SC 2011) as src/lastlayer/_philox.py lays it out: the uniforms of N rows, S each.
+void uniforms(uintptr_t seed, uintptr_t offset, uintptr_t step, int64_t rows, int64_t samples, bool second, uintptr_t out) {
+  nb::gil_scoped_release release;
+  const auto *seeds = at<const uint64_t>(seed), *offsets = at<const uint64_t>(offset), *numbers = at<const uint64_t>(step);
+  double* u = at<double>(out);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t sample = 0; sample < samples; ++sample) {
+      const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
+      const auto high = [](uint64_t x) { return static_cast<uint32_t>(x >> 32); };
+      uint32_t a = low(offsets[i]), b = high(offsets[i]), c = low(numbers[i]), d = low(static_cast<uint64_t>(sample));
+      uint32_t k = low(seeds[i]), m = high(seeds[i]);
+      for (int round = 0; round < 10; ++round) {
+        const uint64_t left = uint64_t{0xD2511F53} * a, right = uint64_t{0xCD9E8D57} * c;
+        a = high(right) ^ b ^ k, b = low(right), c = high(left) ^ d ^ m, d = low(left);
+        k += 0x9E3779B9, m += 0xBB67AE85;
+      }
+      const uint64_t word = second ? uint64_t{d} << 32 | c : uint64_t{b} << 32 | a;
+      *u++ = static_cast<double>(word >> 11) * 0x1p-53;
+    }
+}
+
+using Addresses = std::vector<uintptr_t>;
+
+// `rules`: an address per step (0: no row has it), `order` the steps; `edits`: addresses of start, index and value, or
+// none; `out`: those of index, rank, logprob, sampled_logprob, kept, status, kept_mass, logsumexp.
+void draw(int dtype, const TileArgs& z, uintptr_t uniforms, int64_t samples, const Addresses& rules,
+          const std::vector<int>& order, const Addresses& edits, bool replacement, const Addresses& out, int threads) {
+  nb::gil_scoped_release release;
+  DrawCall call{};
+  call.type = static_cast<DType>(dtype), call.z = tile(z), call.uniforms = at<const double>(uniforms), call.samples = samples;
+  for (int step = 0; step < steps; ++step) call.rule[step] = at<const double>(rules[step]), call.order[step] = order[step];
+  if (!edits.empty()) {
+    call.edit_start = at<const int64_t>(edits[0]), call.edit_index = at<const int64_t>(edits[1]);
+    call.edit_value = at<const double>(edits[2]);
+  }
+  call.replacement = replacement;
+  call.index = at<int64_t>(out[0]), call.rank = at<int64_t>(out[1]);
+  call.logprob = at<double>(out[2]), call.sampled_logprob = at<double>(out[3]);
+  call.kept = at<int64_t>(out[4]), call.status = at<int64_t>(out[5]);
+  call.kept_mass = at<double>(out[6]), call.logsumexp = at<double>(out[7]);
+  const int64_t rows = call.z.rows, classes = call.z.classes, blocks = blocks_of(classes);
+  // Fewer rows than would keep all threads busy: they share the blocks, whose sums do not depend on who makes them.
+  if (threads > 1 && rows < 2 * threads && rows * classes > int64_t{1} << 16) {
+    const int64_t each = sums_of(classes);
+    std::vector<double> sums(rows * each);
+    parallel(rows * blocks, 1, block, threads, [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t row = begin / blocks, from = begin % blocks, to = std::min(blocks, from + (end - begin));
+        drawing->sum(call, row, from, to, sums.data() + row * each);
+        begin += to - from;
+      }
+    });
+    return parallel(rows, 1, classes, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) drawing->finish(call, row, sums.data() + row * each);
+    });
+  }
+  parallel(rows, 1, classes + 64 * samples, threads, [&](int64_t begin, int64_t end) { drawing->draw(call, begin, end); });
+}
+
+void multinomial(int dtype, const TileArgs& p, uintptr_t uniforms, int64_t samples, bool replacement, uintptr_t index,
+                 uintptr_t status, int threads) {
+  nb::gil_scoped_release release;
+  const WeightsCall call{static_cast<DType>(dtype), tile(p), at<const double>(uniforms), samples, replacement,
+                         at<int64_t>(index), at<int64_t>(status)};
+  parallel(call.p.rows, 1, call.p.classes + 64 * samples, threads,
+           [&](int64_t begin, int64_t end) { drawing->multinomial(call, begin, end); });
+}
+
+void masses(int dtype, const TileArgs& z, uintptr_t temperature, uintptr_t top, uintptr_t mass, int threads) {
+  nb::gil_scoped_release release;
+  const Tile rows = tile(z);
+  parallel(rows.rows, 1, rows.classes, threads, [&](int64_t begin, int64_t end) {
+    drawing->masses(static_cast<DType>(dtype), rows, at<const double>(temperature), {at<double>(top), at<double>(mass)},
+                    begin, end);
+  });
+}
+
+void choose(uintptr_t top, uintptr_t mass, int64_t rows, int64_t blocks, uintptr_t temperature, uintptr_t uniforms,
+            int64_t samples, uintptr_t chosen, uintptr_t fraction, int threads) {
+  nb::gil_scoped_release release;
+  parallel(rows, 1, 16 * blocks, threads, [&](int64_t begin, int64_t end) {
+    drawing->choose({at<double>(top), at<double>(mass)}, blocks, at<const double>(temperature),
+                    at<const double>(uniforms), samples, at<int64_t>(chosen), at<double>(fraction), begin, end);
+  });
+}
+
+void inside(int dtype, const TileArgs& z, uintptr_t temperature, uintptr_t fraction, uintptr_t index, int threads) {
+  nb::gil_scoped_release release;
+  const Tile rows = tile(z);
+  parallel(rows.rows, 1, rows.classes, threads, [&](int64_t begin, int64_t end) {
+    drawing->inside(static_cast<DType>(dtype), rows, at<const double>(temperature), at<const double>(fraction),
+                    at<int64_t>(index), begin, end);
+  });
+}
+
+void topk(int dtype, const TileArgs& z, int64_t k, uintptr_t value, uintptr_t index, int threads) {
+  nb::gil_scoped_release release;
+  const Tile rows = tile(z);
+  parallel(rows.rows, 1, rows.classes, threads, [&](int64_t begin, int64_t end) {
+    drawing->topk(static_cast<DType>(dtype), rows, k, at<double>(value), at<int64_t>(index), begin, end);
+  });
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "Row kernels of the CPU backend; lastlayer/_backends/cpu.py is their only caller.";
-  active = supported().front();
+  active = supported().front().rows, drawing = supported().front().draws;
   m.def("instruction_sets", &instruction_sets, "Instruction sets this build and processor share, best first.");
   m.def("instruction_set", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("use_instruction_set", &use, "name"_a, "Use another of instruction_sets().");
@@ -399,4 +511,14 @@ NB_MODULE(_native, m) {
   m.def("loss", &loss, "dtype"_a, "z"_a, "out"_a, "weight"_a, "target"_a, "ignored"_a, "nll"_a, "cross"_a, "square"_a,
         "scale"_a, "inverse_softcap"_a, "losses"_a, "threads"_a);
   m.def("softmax", &softmax, "dtype"_a, "z"_a, "out"_a, "log"_a, "threads"_a);
+  m.def("uniforms", &uniforms, "seed"_a, "offset"_a, "step"_a, "rows"_a, "samples"_a, "second"_a, "out"_a);
+  m.def("draw", &draw, "dtype"_a, "z"_a, "uniforms"_a, "samples"_a, "rules"_a, "order"_a, "edits"_a, "replacement"_a,
+        "out"_a, "threads"_a);
+  m.def("multinomial", &multinomial, "dtype"_a, "p"_a, "uniforms"_a, "samples"_a, "replacement"_a, "index"_a, "status"_a,
+        "threads"_a);
+  m.def("masses", &masses, "dtype"_a, "z"_a, "temperature"_a, "top"_a, "mass"_a, "threads"_a);
+  m.def("choose", &choose, "top"_a, "mass"_a, "rows"_a, "blocks"_a, "temperature"_a, "uniforms"_a, "samples"_a,
+        "chosen"_a, "fraction"_a, "threads"_a);
+  m.def("inside", &inside, "dtype"_a, "z"_a, "temperature"_a, "fraction"_a, "index"_a, "threads"_a);
+  m.def("topk", &topk, "dtype"_a, "z"_a, "k"_a, "value"_a, "index"_a, "threads"_a);
 }

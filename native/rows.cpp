@@ -6,23 +6,7 @@
 // are in a cache. A row's result depends on its own logits and on the number of classes alone.
 #include "rows.h"
 
-#define LASTLAYER_JOIN_(a, b) a##b
-#define LASTLAYER_JOIN(a, b) LASTLAYER_JOIN_(a, b)
-#define LASTLAYER_TEXT_(a) #a
-#define LASTLAYER_TEXT(a) LASTLAYER_TEXT_(a)
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
-// Vectors that a call would pass through memory.
-#define LASTLAYER_INLINE __attribute__((always_inline))
+#include "isa.h"
 
 namespace lastlayer {
 namespace {

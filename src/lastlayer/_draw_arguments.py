@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from lastlayer import _philox
+from lastlayer import _backends
 from lastlayer._arrays import Array, real, unmasked
 from lastlayer._draws import HAS_INFINITY, HAS_NAN, HAS_NOTHING, ORDERS, STEPS, TOO_FEW, Drawn, Edits, Rules
 from lastlayer._validate import element, position, read_integer
@@ -21,6 +21,9 @@ from lastlayer._validate import element, position, read_integer
 Numbers: TypeAlias = Any  # a number, or an array or tensor of one per row
 Triples: TypeAlias = tuple[Any, Any, Any]
 Shape: TypeAlias = tuple[int, ...]
+
+
+NUMBERS = np.empty(0)  # of the type that uniforms have
 
 
 class DrawOptions(TypedDict, total=False):
@@ -48,6 +51,20 @@ class DrawOptions(TypedDict, total=False):
     step: Numbers
 
 
+class Changes(NamedTuple):
+    """What changes single logits, checked but for what needs the number of classes."""
+
+    rows: int
+    penalties: dict[str, NDArray[np.float64] | None]
+    ids: dict[str, Array | None]  # token_ids and prompt_ids (N, L)
+    places: dict[str, tuple[Array, ...] | None]  # logit_bias: row, class, value; bans: row, class
+
+    @property
+    def some(self) -> bool:
+        """Whether any logit changes."""
+        return any(each is not None for each in (*self.ids.values(), *self.places.values()))
+
+
 class Asked(NamedTuple):
     """A checked request, but for what needs the logits."""
 
@@ -55,7 +72,7 @@ class Asked(NamedTuple):
     order: tuple[str, ...]
     uniforms: NDArray[np.float64]  # (N, S)
     replacement: bool
-    edits: Callable[[int, Callable[[Array, Array], Array]], Edits | None]
+    changes: Changes
 
 
 class Bound(NamedTuple):
@@ -198,54 +215,63 @@ def read_uniforms(
         offsets = np.zeros(math.prod(shape), np.uint64) if seeds.ndim else np.arange(math.prod(shape), dtype=np.uint64)
     else:
         offsets = words_of("offset", offset, shape)
-    return _philox.uniforms(
+    return _backends.choose(NUMBERS).uniforms(  # type: ignore[no-any-return]
         words_of("seed", seeds, shape), offsets, words_of("step", step, shape, 32), samples, second=second
     )
 
 
-def read_changes(shape: Shape, options: DrawOptions) -> Callable[[int, Callable[[Array, Array], Array]], Edits | None]:
-    """Check what changes single logits; return edits(V, gather), where gather(rows, classes) reads logits."""
-    penalties = {
-        name: per_row(name, options.get(name), shape)
-        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
-    }
-    tokens, prompt = (read_ids(name, options.get(name), shape) for name in ("token_ids", "prompt_ids"))
+def read_changes(shape: Shape, options: DrawOptions) -> Changes:
+    """Check what changes single logits."""
+    names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+    penalties = {name: per_row(name, options.get(name), shape) for name in names}
+    ids = {name: read_ids(name, options.get(name), shape) for name in ("token_ids", "prompt_ids")}
     for name, value in penalties.items():
-        if value is not None and tokens is None and (prompt is None or name != "repetition_penalty"):
+        there = ids["token_ids"] is not None or (ids["prompt_ids"] is not None and name == "repetition_penalty")
+        if value is not None and not there:
             raise ValueError(f"{name} needs token_ids: the classes that it is for")
-    bias = read_list("logit_bias", options.get("logit_bias"), ("row", "class", "value"))
-    bans = read_list("bans", options.get("bans"), ("row", "class"))
-    if all(each is None for each in (tokens, prompt, bias, bans)):
-        return lambda classes, gather: None
+    places = {
+        "logit_bias": read_list("logit_bias", options.get("logit_bias"), ("row", "class", "value")),
+        "bans": read_list("bans", options.get("bans"), ("row", "class")),
+    }
+    return Changes(math.prod(shape), penalties, ids, places)
 
-    def edits(classes: int, gather: Callable[[Array, Array], Array]) -> Edits:
-        rows = math.prod(shape)
-        pairs = {
-            "token_ids": _pairs_of_ids("token_ids", tokens, classes),
-            "prompt_ids": _pairs_of_ids("prompt_ids", prompt, classes),
-            "logit_bias": _pairs_of_list("logit_bias", bias, rows, classes),
-            "bans": _pairs_of_list("bans", bans, rows, classes),
-        }
-        keys = np.unique(np.concatenate(list(pairs.values())))
-        row, index = np.divmod(keys, classes)
-        value = np.asarray(gather(row, index), np.float64)
-        places = {name: np.searchsorted(keys, some) for name, some in pairs.items()}
-        count = {name: np.bincount(place, minlength=len(keys)) for name, place in places.items()}
-        if bias is not None:
-            value = value + np.bincount(places["logit_bias"], bias[2], len(keys))
-        with np.errstate(invalid="ignore"):
-            repetition, presence, frequency = (None if each is None else each[row] for each in penalties.values())
-            if repetition is not None:
-                seen = count["token_ids"] + count["prompt_ids"] > 0
-                value = np.where(seen, np.where(value > 0, value / repetition, value * repetition), value)
-            if frequency is not None:
-                value = value - count["token_ids"] * frequency
-            if presence is not None:
-                value = value - (count["token_ids"] > 0) * presence
-        value = np.where(count["bans"] > 0, -math.inf, value)
-        return Edits(np.searchsorted(keys, np.arange(rows + 1) * classes), index, value)
 
-    return edits
+def edits_of(
+    changes: Changes, classes: int, gather: Callable[[Array, Array], Array], rows: slice | None = None
+) -> Edits | None:
+    """Return the logits to use instead of their own in these rows; gather(row, class) reads logits of these rows.
+
+    It returns them in the type that statistics have, and the new ones are rounded to that type.
+    """
+    if not changes.some:
+        return None
+    first, last = (0, changes.rows) if rows is None else (rows.start, rows.stop)
+    pairs = {name: _pairs_of_ids(name, ids, classes) for name, ids in changes.ids.items()}
+    pairs |= {name: _pairs_of_list(name, some, changes.rows, classes) for name, some in changes.places.items()}
+    keys = np.unique(np.concatenate(list(pairs.values())))
+    keys = keys[np.searchsorted(keys, first * classes) : np.searchsorted(keys, last * classes)]
+    row, index = np.divmod(keys, classes)
+    raw = gather(row - first, index)
+    value = raw.astype(np.float64)
+
+    def per_key(name: str, weight: Array | None = None) -> Array:
+        inside = (pairs[name] >= first * classes) & (pairs[name] < last * classes)
+        some = np.searchsorted(keys, pairs[name][inside])
+        return np.bincount(some, None if weight is None else weight[inside], len(keys))
+
+    bias, tokens = changes.places["logit_bias"], per_key("token_ids")
+    if bias is not None:
+        value = value + per_key("logit_bias", bias[2])
+    repetition, presence, frequency = (None if each is None else each[row] for each in changes.penalties.values())
+    if repetition is not None:
+        penalized = np.where(value > 0, value / repetition, value * repetition)
+        value = np.where(tokens + per_key("prompt_ids") > 0, penalized, value)
+    if frequency is not None:
+        value = value - tokens * frequency
+    if presence is not None:
+        value = value - (tokens > 0) * presence
+    value = np.where(per_key("bans") > 0, -math.inf, value).astype(raw.dtype).astype(np.float64)
+    return Edits(np.searchsorted(keys, np.arange(first, last + 1) * classes), index, value)
 
 
 def read_ids(name: str, value: Any, shape: Shape) -> Array | None:

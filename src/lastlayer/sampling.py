@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from lastlayer import _backends, _draw_arguments
 from lastlayer._algebra import Array, namespace
 from lastlayer._arrays import class_axis, real, round_to, row_shape, statistics_type, tile
-from lastlayer._draw_arguments import Asked, DrawOptions, check_drawn
+from lastlayer._draw_arguments import Asked, DrawOptions, check_drawn, edits_of
 from lastlayer._draws import FINE, HAS_NAN, HAS_NOTHING, Drawn, Edits, Rules
 from lastlayer._validate import position, read_integer
 
@@ -218,8 +218,8 @@ def seed_of(seed: Any, rng: Generator) -> Callable[[], int]:
 
 def drawn(z: Array, asked: Asked, shape: tuple[int, ...]) -> Drawn:
     """Draw from each row of z (N, V), or say which of the rows, of this shape, cannot be drawn from."""
-    backend = _backends.choose(z) if hasattr(_backends.choose(z), "draw") else _backends.reference
-    edits = asked.edits(z.shape[1], lambda rows, index: numbers_at(z, rows, index))
+    backend = _backends.choose(z)
+    edits = edits_of(asked.changes, z.shape[1], lambda rows, index: numbers_at(z, rows, index))
     if backend is not _backends.reference:
         found = backend.draw(z, asked.uniforms, asked.rules, asked.order, edits, asked.replacement)
     else:
@@ -244,13 +244,13 @@ def in_chunks(z: Array, asked: Asked, edits: Edits | None) -> Drawn:
     return Drawn(*(xp.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 
-def numbers_at(z: Array, rows: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return single logits, in float64."""
+def numbers_at(z: Array, rows: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[Any]:
+    """Return single logits, float32 or float64."""
     if isinstance(z, np.ndarray):
-        return z[rows, index].astype(np.float64)
+        return z[rows, index].astype(statistics_type(z))
     xp = namespace(z)
     found = z[xp.as_tensor(rows, device=z.device), xp.as_tensor(index, device=z.device)]
-    return found.double().cpu().numpy()  # type: ignore[no-any-return]
+    return (found if found.dtype == xp.float64 else found.float()).cpu().numpy()  # type: ignore[no-any-return]
 
 
 def spread(found: Drawn, shape: tuple[int, ...], several: bool, dtype: Any) -> Sample:
@@ -267,7 +267,7 @@ def spread(found: Drawn, shape: tuple[int, ...], several: bool, dtype: Any) -> S
 
 def from_weights(p: Array, uniforms: Array, replacement: bool, error: type[Exception]) -> Array:
     """Draw from each row of weights p (N, V) with its uniforms (N, S)."""
-    backend, xp = _backends.choose(p) if hasattr(_backends.choose(p), "draw") else _backends.reference, namespace(p)
+    backend, xp = _backends.choose(p), namespace(p)
     parts = list(chunks(*p.shape)) if backend is _backends.reference else [slice(0, len(p))]
     found = [backend.multinomial(p[rows], uniforms[rows], replacement) for rows in parts]
     if not found:

@@ -10,10 +10,12 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lastlayer import _native
 from lastlayer._algebra import Array, Coefficients, State, Statistics, Terms
 from lastlayer._backends.threads import numpy_threads
+from lastlayer._draws import BLOCK, STEPS, Drawn, Edits, Rules
 
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # enum DType of native/rows.h
 
@@ -249,3 +251,95 @@ def log_softmax(z: Array, *, out: Array) -> Array:
     """Write the log-softmax of each row into out."""
     _native.softmax(_code(z), _tile(z), _tile(out), True, _threads(z))
     return out
+
+
+def _like(z: Array, *arrays: Any) -> tuple[Any, ...]:
+    """Return NumPy arrays as the kind of z, which is in this process's memory."""
+    return arrays if isinstance(z, np.ndarray) else tuple(map(sys.modules["torch"].from_numpy, arrays))
+
+
+def _numbers(array: Any) -> NDArray[np.float64]:
+    """Return numbers per row, NumPy's or a tensor, as the kernels read them."""
+    return np.ascontiguousarray(array, np.float64)
+
+
+def uniforms(
+    seed: NDArray[np.uint64],
+    offset: NDArray[np.uint64],
+    step: NDArray[np.uint64],
+    samples: int,
+    *,
+    second: bool = False,
+) -> NDArray[np.float64]:
+    """Return the uniforms of _philox.py (N, S)."""
+    words = [np.ascontiguousarray(word) for word in (seed, offset, step)]
+    out = np.empty((len(seed), samples))
+    _native.uniforms(*map(_address, words), len(seed), samples, second, _address(out))
+    return out
+
+
+def draw(
+    z: Array, uniforms: Any, rules: Rules, order: tuple[str, ...], edits: Edits | None, replacement: bool
+) -> Drawn:
+    """Draw from each row in one pass; the numbers per row are NumPy's, the result is of the kind of z."""
+    u = _numbers(uniforms)
+    n, samples = u.shape
+    given = [None if rule is None else _numbers(rule) for rule in rules]
+    changed = [] if edits is None else [np.ascontiguousarray(each) for each in edits]
+    whole, real = np.empty((2, n * samples), np.int64), np.empty((2, n * samples))
+    row_whole, row_real = np.zeros((2, n), np.int64), np.empty((2, n))
+    index, rank = whole.reshape(2, n, samples)
+    logprob, sampled = real.reshape(2, n, samples)
+    kept, status = row_whole
+    mass, logsumexp = row_real
+    out = (index, rank, logprob, sampled, kept, status, mass, logsumexp)
+    _native.draw(
+        _code(z), _tile(z), _address(u), samples, [0 if rule is None else _address(rule) for rule in given],
+        [STEPS.index(name) for name in order], [_address(each) for each in changed], replacement,
+        [_address(each) for each in out], _threads(z),
+    )  # fmt: skip
+    return Drawn(*_like(z, index, logprob, sampled, rank, kept, mass, logsumexp, status))
+
+
+def multinomial(p: Array, uniforms: Any, replacement: bool) -> tuple[Array, Array]:
+    """Draw from each row of weights: the classes, and the status of the rows."""
+    u = _numbers(uniforms)
+    index, status = np.zeros(u.shape, np.int64), np.empty(len(u), np.int64)
+    _native.multinomial(
+        _code(p), _tile(p), _address(u), u.shape[1], replacement, _address(index), _address(status), _threads(p)
+    )
+    return _like(p, index, status)  # type: ignore[return-value]
+
+
+def masses(z: Array, temperature: Any) -> tuple[Array, Array]:
+    """Return the maximum and the mass of each block of classes."""
+    t = _numbers(temperature)
+    top, mass = np.empty((2, len(t), -(-z.shape[1] // BLOCK)))
+    _native.masses(_code(z), _tile(z), _address(t), _address(top), _address(mass), _threads(z))
+    return _like(z, top, mass)  # type: ignore[return-value]
+
+
+def choose(top: Array, mass: Array, temperature: Any, uniforms: Any) -> tuple[Array, Array]:
+    """Return the block of each draw, and the share of its mass that lies before it."""
+    given = [_numbers(each) for each in (top, mass, temperature, uniforms)]
+    (n, blocks), samples = given[0].shape, given[3].shape[1]
+    chosen, fraction = np.empty((n, samples), np.int64), np.empty((n, samples))
+    at = [_address(each) for each in given]
+    _native.choose(at[0], at[1], n, blocks, at[2], at[3], samples, _address(chosen), _address(fraction), _threads(top))
+    return _like(top, chosen, fraction)  # type: ignore[return-value]
+
+
+def inside(z: Array, temperature: Any, fraction: Any) -> Array:
+    """Return the class within a block."""
+    t, share = _numbers(temperature), _numbers(fraction)
+    index = np.empty(len(t), np.int64)
+    _native.inside(_code(z), _tile(z), _address(t), _address(share), _address(index), _threads(z))
+    return _like(z, index)[0]
+
+
+def topk(z: Array, k: int) -> tuple[Array, Array]:
+    """Return the k largest logits of each row, in the type of statistics, and their classes."""
+    value, index = np.empty((len(z), k)), np.empty((len(z), k), np.int64)
+    _native.topk(_code(z), _tile(z), k, _address(value), _address(index), _threads(z))
+    double = _code(z) == CODES["float64"]
+    return _like(z, value if double else value.astype(np.float32), index)  # type: ignore[return-value]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lastlayer import _algebra, _draws
+from lastlayer import _algebra, _draws, _philox
 from lastlayer._algebra import Array, Coefficients, State, Statistics, Terms
 from lastlayer._draws import Drawn, Edits, Rules
 
@@ -121,6 +121,9 @@ def log_softmax(z: Array, *, out: Array) -> Array:
     """Write the log-softmax of each row into out."""
     with np.errstate(**QUIET):  # type: ignore[arg-type]
         return _write(out, _algebra.log_softmax(_wide(z)))
+
+
+uniforms = _philox.uniforms
 
 
 def draw(

@@ -1,0 +1,226 @@
+// One pass over a row for a draw: of each block of classes its maximum, and the sum of exp((z - maximum) / T).
+// Included by draws.cpp only, inside its own namespace.
+//
+// A block is read twice: for its maximum, and, from the nearest cache, for its terms. Sums are of eight vectors in F,
+// then in doubles. Terms below e^lowest of the block's largest count as that, which no sum of floats shows.
+
+template <class F>
+struct Term;
+
+template <>
+struct Term<float> { static constexpr float lowest = -87.0f; };
+
+template <>
+struct Term<double> { static constexpr double lowest = -708.0; };
+
+// e^x for x <= 0, at least e^lowest; NaN stays NaN. In place, n vectors step by step: each waits for the step before.
+template <int n, class F>
+LASTLAYER_INLINE inline void exponentials(vec<F>* x) {
+  using S = Simd<F>;
+  using T = ExpTable<F>;
+  constexpr F magic = F(1.5) * static_cast<F>(int64_t{1} << S::mantissa) + S::bias;
+  vec<F> t[n], r[n], r2[n], q[n];
+#define LASTLAYER_EACH _Pragma("GCC unroll 8") for (int i = 0; i < n; ++i)
+  LASTLAYER_EACH x[i] = larger(splat(Term<F>::lowest), x[i]);
+  LASTLAYER_EACH t[i] = x[i] * T::log2e + magic;
+  LASTLAYER_EACH r[i] = t[i] - magic;
+  LASTLAYER_EACH r[i] = (x[i] - r[i] * T::ln2_high) - r[i] * T::ln2_low;
+  LASTLAYER_EACH r2[i] = r[i] * r[i];
+  LASTLAYER_EACH q[i] = polynomial(T::q, sizeof(T::q) / sizeof(F), r[i], r2[i]);
+  LASTLAYER_EACH t[i] = vec<F>(mask<F>(t[i]) << S::mantissa);
+  LASTLAYER_EACH x[i] = (r[i] + r2[i] * q[i]) * t[i] + t[i];
+#undef LASTLAYER_EACH
+}
+
+// The maximum of n classes in each lane, NaN left aside: all different classes, where they are above -inf.
+template <class F>
+LASTLAYER_INLINE inline vec<F> lane_maxima(const F* z, int64_t n, vec<F>& lowest) {
+  constexpr int w = Vec<F>::width;
+  constexpr int64_t ahead = 8192 / sizeof(F);
+  vec<F> m[4], low[2] = {splat(F(0)), splat(F(0))};
+  for (auto& each : m) each = splat(static_cast<F>(-infinity));
+  int64_t i = 0;
+  for (; i + 4 * w <= n; i += 4 * w) {
+    for (unsigned k = 0; k < 4 * w * sizeof(F); k += 64) prefetch(reinterpret_cast<const char*>(z + i + ahead) + k);
+    for (int k = 0; k < 4; ++k) {
+      const vec<F> each = load(z + i + k * w);
+      m[k] = larger(each, m[k]);
+      low[k % 2] = smaller(each, low[k % 2]);
+    }
+  }
+  for (; i < n; i += w) {
+    const bool some = n - i < w;
+    m[0] = larger(some ? load_some(z + i, 1, n - i, static_cast<F>(-infinity)) : load(z + i), m[0]);
+    low[0] = smaller(some ? load_some(z + i, 1, n - i, F(0)) : load(z + i), low[0]);
+  }
+  lowest = smaller(low[0], low[1]);
+  return larger(larger(m[0], m[1]), larger(m[2], m[3]));
+}
+
+template <int n, class F>
+LASTLAYER_INLINE inline vec<F> total_of(const vec<F>* v) {
+  if constexpr (n == 1)
+    return v[0];
+  else
+    return total_of<n / 2, F>(v) + total_of<n / 2, F>(v + n / 2);
+}
+
+// The sums over n classes of e^(z - m), and of e^((z - m) scale) if that is another one. m is finite.
+template <bool scaled, class F>
+inline void add_terms(const F* z, int64_t n, F m, F scale, double& plain, double& tempered) {
+  constexpr int w = Vec<F>::width;
+  vec_double<F> sum{}, scaled_sum{};
+  const auto some = [&](auto count, const F* at) LASTLAYER_INLINE {
+    constexpr int k = decltype(count)::value, once = k < 4 ? k : 4;
+    vec<F> x[k], y[k];
+    for (int i = 0; i < k; ++i) x[i] = load(at + i * w) - m;
+    if constexpr (scaled)
+      for (int i = 0; i < k; ++i) y[i] = x[i] * scale;
+    for (int i = 0; i < k; i += once) exponentials<once, F>(x + i);
+    sum += to_double<F>(total_of<k, F>(x));
+    if constexpr (scaled) {
+      for (int i = 0; i < k; i += once) exponentials<once, F>(y + i);
+      scaled_sum += to_double<F>(total_of<k, F>(y));
+    }
+  };
+  int64_t i = 0;
+  for (; i + 8 * w <= n; i += 8 * w) some(std::integral_constant<int, 8>{}, z + i);
+  for (; i + w <= n; i += w) some(std::integral_constant<int, 1>{}, z + i);
+  plain = sum_lanes<F>(sum);
+  tempered = sum_lanes<F>(scaled_sum);
+  // One by one, so that lanes without a class add nothing at all.
+  for (; i < n; ++i) {
+    const double x = static_cast<double>(z[i]) - m;
+    plain += std::exp(x);
+    if (scaled) tempered += std::exp(x * scale);
+  }
+}
+
+// What is known of the blocks of a row.
+struct Sums {
+  double *raw_top, *raw_mass;  // as passed, at T = 1
+  double *top, *mass;          // with the edits, at the temperature asked for
+  double *holes;               // with the edits: how many classes are -inf
+  double* lanes;               // with the edits: 16 maxima of different classes, or -inf
+
+  Sums(double* at, int64_t blocks)
+      : raw_top(at), raw_mass(at + blocks), top(at + 2 * blocks), mass(at + 3 * blocks), holes(at + 4 * blocks),
+        lanes(at + 5 * blocks) {}
+};
+
+// A row as it was passed, or with its edits: blocks of F, side by side.
+template <class T>
+class Source {
+  using F = Statistic<T>;
+  const T* z;
+  const int64_t stride;
+  const int64_t *edit, *edits_end;
+  const double* value;
+
+ public:
+  const int64_t classes;
+
+  Source(const Tile& tile, int64_t row, const DrawCall* call = nullptr)
+      : z(static_cast<const T*>(tile.data) + row * tile.row_stride), stride(tile.class_stride), edit(nullptr),
+        edits_end(nullptr), value(nullptr), classes(tile.classes) {
+    if (!call || !call->edit_start) return;
+    edit = call->edit_index + call->edit_start[row];
+    edits_end = call->edit_index + call->edit_start[row + 1];
+    value = call->edit_value + call->edit_start[row];
+  }
+
+  int64_t size(int64_t b) const { return std::min(block, classes - b * block); }
+  bool edited() const { return edit != edits_end; }
+
+  // The first edit of a class from j up.
+  const int64_t* edit_from(int64_t j) const {
+    const int64_t *low = edit, *high = edits_end;
+    while (low < high) {
+      const int64_t* middle = low + (high - low) / 2;
+      *middle < j ? low = middle + 1 : high = middle;
+    }
+    return low;
+  }
+
+  bool edited(int64_t b) const {
+    const int64_t* at = edit_from(b * block);
+    return at != edits_end && *at < (b + 1) * block;
+  }
+
+  // The block as it was passed; the buffer is used where it does not lie in memory like that.
+  const F* raw(int64_t b, F* buffer) const {
+    const T* from = z + b * block * stride;
+    if constexpr (std::is_same_v<T, F>)
+      if (stride == 1) return from;
+    const int64_t n = size(b);
+    constexpr int w = Vec<F>::width;
+    int64_t j = 0;
+    if (stride == 1)
+      for (; j + w <= n; j += w) store(buffer + j, load(from + j));
+    for (; j < n; ++j) buffer[j] = widen(from[j * stride]);
+    return buffer;
+  }
+
+  // The block with its edits.
+  const F* operator()(int64_t b, F* buffer) const {
+    const F* from = raw(b, buffer);
+    if (!edited() || !edited(b)) return from;
+    if (from != buffer) std::memcpy(buffer, from, size(b) * sizeof(F));
+    for (const int64_t* at = edit_from(b * block); at != edits_end && *at < (b + 1) * block; ++at)
+      buffer[*at - b * block] = static_cast<F>(value[at - edit]);
+    return buffer;
+  }
+
+  double raw_at(int64_t j) const { return static_cast<double>(widen(z[j * stride])); }
+};
+
+// Sums over the blocks [from, to); with `tempered`, masses at this scale, else only what the model says.
+template <class T>
+void sum_blocks(const Source<T>& row, int64_t from, int64_t to, double scale, bool tempered, bool lanes, const Sums& out) {
+  using F = Statistic<T>;
+  constexpr int w = Vec<F>::width;
+  alignas(64) F buffer[block], patched[block];
+  const F s = static_cast<F>(std::min(scale, static_cast<double>(std::numeric_limits<F>::max())));
+  const bool two = tempered && scale != 1;
+  for (int64_t b = from; b < to; ++b) {
+    const int64_t n = row.size(b);
+    const F* z = row.raw(b, buffer);
+    vec<F> lowest;
+    const vec<F> raw_lanes = lane_maxima(z, n, lowest);
+    vec<F> edited_lanes = raw_lanes;
+    const F m = maximum<F>(raw_lanes);
+    out.raw_top[b] = out.top[b] = m;
+    out.raw_mass[b] = out.mass[b] = 0;
+    const auto terms = [&](const F* at, F top, bool both, double& plain, double& scaled) {
+      if (!(top > static_cast<F>(-infinity))) {  // nothing, unless there is a NaN
+        for (int64_t j = 0; j < n; ++j) plain += at[j] == at[j] ? 0 : nan;
+        return;
+      }
+      if (both)
+        add_terms<true>(at, n, top, s, plain, scaled);
+      else
+        add_terms<false>(at, n, top, s, plain, scaled);
+    };
+    const bool changed = row.edited() && row.edited(b);
+    terms(z, m, two && !changed, out.raw_mass[b], out.mass[b]);
+    if (!two) out.mass[b] = out.raw_mass[b];
+    const F* y = z;
+    if (changed) {
+      y = row(b, patched);
+      edited_lanes = lane_maxima(y, n, lowest);
+      const F top = maximum<F>(edited_lanes);
+      double plain = 0, scaled = 0;
+      terms(y, top, two, plain, scaled);
+      out.top[b] = top;
+      out.mass[b] = two && top > static_cast<F>(-infinity) ? scaled : plain;
+    }
+    out.holes[b] = 0;
+    if (any(lowest == splat(static_cast<F>(-infinity))))
+      for (int64_t j = 0; j < n; ++j) out.holes[b] += y[j] == static_cast<F>(-infinity);
+    if (lanes) {
+      alignas(64) F each[w];
+      store(each, edited_lanes);
+      for (int k = 0; k < 16; ++k) out.lanes[b * 16 + k] = k < w ? static_cast<double>(each[k]) : -infinity;
+    }
+  }
+}

@@ -1,0 +1,772 @@
+// draw, multinomial and the steps of draws over tiles: the specification of _draws.py as one pass over each row.
+//
+// Compiled once per instruction set (LASTLAYER_ISA). A row is read once for the sums of its blocks (blocks.h). Without
+// truncation the draw is the inverse CDF over these sums, then over the classes of the one block chosen; with it, over
+// the few classes that the sums leave in question (shortlist.h). What decides is computed in doubles, but for the sums of
+// float blocks, whose error is some units in the last place; where that could decide what top_p keeps, the whole row is
+// summed again in doubles. A row's draws depend on its own logits, numbers and uniforms alone.
+#include "draws.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "isa.h"
+
+namespace lastlayer {
+namespace {
+
+#include "vec.h"
+
+#include "exp.h"
+
+constexpr double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+
+#include "blocks.h"
+
+#include "shortlist.h"
+
+// Of float32 sums of masses over a row, relative: the roundings of z - max, of its product with 1 / T, and of 1 / T, each
+// half a unit in the last place of exponents whose mean is at most log V.
+constexpr double mass_error = 0x1p-18;
+
+constexpr double neutral[steps] = {1, infinity, infinity, 1, 0, 1, 0, 0};
+
+// What a row asks for.
+struct Request {
+  double temperature = 1, scale = 1;
+  bool greedy = false, cut = false, tempered = false, lanes = false;
+  int first = steps;         // the place in the order of the first filter
+  double first_scale = 1;    // 1 / T there
+
+  Request(const DrawCall& call, int64_t i) {
+    if (call.rule[0]) temperature = call.rule[0][i];
+    greedy = temperature == 0;
+    scale = greedy ? 1 : std::min(1 / temperature, std::numeric_limits<double>::max());
+    for (int at = 0; at < steps && !greedy; ++at) {
+      if (call.order[at] == lastlayer::temperature) {
+        if (!cut) first_scale = scale;
+      } else if (!cut && active(call, i, call.order[at])) {
+        first = at, cut = true;
+      }
+    }
+    const int step = cut ? call.order[first] : steps;
+    tempered = (!cut && !greedy && call.replacement) || step == top_p || step == epsilon_cutoff;
+    lanes = cut;
+  }
+
+  double mass_scale() const { return cut ? first_scale : scale; }
+
+  static bool active(const DrawCall& call, int64_t i, int step) {
+    return call.rule[step] && call.rule[step][i] != neutral[step] && !(step == top_k && call.rule[step][i] >= call.z.classes);
+  }
+};
+
+struct Scratch {
+  List<double> sums, scaled, cumulative, some, cached, sorted;
+  List<char> filled;
+  Shortlist list;
+  Selection selection;
+};
+
+inline double largest_of(const double* v, int64_t n) {
+  double largest = v[0];
+  for (int64_t k = 1; k < n; ++k) largest = v[k] > largest ? v[k] : largest;
+  return largest;
+}
+
+// The k-th largest.
+inline double ranked(List<double>& v, int64_t k) {
+  std::nth_element(v.begin(), v.begin() + k - 1, v.end(), [](double a, double b) { return a > b; });
+  return v[k - 1];
+}
+
+// Masses of blocks, and their cumulative sums, relative to the largest logit.
+inline double cumulate(const double* top, const double* mass, int64_t blocks, double highest, double scale, Scratch& s) {
+  s.scaled.resize(blocks), s.cumulative.resize(blocks);
+  double total = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const double x = (top[b] - highest) * scale;
+    s.scaled[b] = mass[b] > 0 && x > -746 ? mass[b] * std::exp(x) : 0;
+    s.cumulative[b] = total += s.scaled[b];
+  }
+  return total;
+}
+
+// How many are no larger, of numbers in ascending order.
+inline int64_t not_above(const List<double>& ascending, double value) {
+  int64_t low = 0, high = static_cast<int64_t>(ascending.size());
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    ascending[middle] <= value ? low = middle + 1 : high = middle;
+  }
+  return low;
+}
+
+// The first whose cumulative sum exceeds the threshold; where rounding hides it, the last that has a mass.
+inline int64_t first_above(const List<double>& cumulative, const double* mass, double threshold) {
+  int64_t at = not_above(cumulative, threshold);
+  if (at == static_cast<int64_t>(cumulative.size()))
+    while (at > 0 && !(mass[--at] > 0)) {
+    }
+  return at;
+}
+
+// Block masses in doubles, `parts` classes summed together, and which class has a share of the mass before it.
+constexpr int64_t part = 32;
+
+template <class F>
+inline void masses_of(const F* z, int64_t n, double top, double scale, double* mass) {
+  for (int64_t j = 0; j < n; ++j) mass[j] = z[j];
+  exponentials_of(mass, n, top, scale, mass);
+}
+
+inline int64_t class_at(const double* mass, int64_t n, double fraction) {
+  double sums[block / part];
+  const int64_t parts = (n + part - 1) / part;
+  double total = 0;
+  for (int64_t k = 0; k < parts; ++k) {
+    double sum[4] = {0, 0, 0, 0};
+    const int64_t end = std::min(n, (k + 1) * part);
+    int64_t j = k * part;
+    for (; j + 4 <= end; j += 4)
+      for (int lane = 0; lane < 4; ++lane) sum[lane] += mass[j + lane];
+    for (; j < end; ++j) sum[0] += mass[j];
+    total += sums[k] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+  double left = fraction * total;
+  for (int64_t k = 0; k < parts; ++k) {
+    if (!(left < sums[k]) && k + 1 < parts) {
+      left -= sums[k];
+      continue;
+    }
+    for (int64_t j = k * part; j < std::min(n, (k + 1) * part); ++j) {
+      if (left < mass[j]) return j;
+      left -= mass[j];
+    }
+    // Rounding: the class that ends here, or before, is the one.
+    for (int64_t j = std::min(n, (k + 1) * part) - 1; j >= 0; --j)
+      if (mass[j] > 0) return j;
+  }
+  return 0;
+}
+
+// exp((z - m) scale) summed over all classes but the first that has the maximum, which lies in block `where`; the sums
+// of the other blocks are there already.
+template <class T>
+double rest_of(const Source<T>& row, bool raw, int64_t where, double m, double scale, const List<double>& scaled) {
+  using F = Statistic<T>;
+  alignas(64) F buffer[block];
+  double mass[block], rest = 0;
+  const F* z = raw ? row.raw(where, buffer) : row(where, buffer);
+  masses_of(z, row.size(where), m, scale, mass);
+  bool seen = false;
+  for (int64_t j = 0; j < row.size(where); ++j) {
+    if (!seen && z[j] == m)
+      seen = true;
+    else
+      rest += mass[j];
+  }
+  for (size_t b = 0; b < scaled.size(); ++b)
+    if (static_cast<int64_t>(b) != where) rest += scaled[b];
+  return rest;
+}
+
+template <class T>
+class RowDraw {
+  using F = Statistic<T>;
+  const DrawCall& call;
+  const int64_t i, blocks;
+  const Source<T> row;
+  const Sums sums;
+  const Request asked;
+  Scratch& s;
+  double top = -infinity, raw_top = -infinity, log_rest = 0;  // of the row with edits; as passed; log1p(rest) as passed
+  int64_t highest = 0, raw_highest = 0;                       // the blocks where they are
+
+ public:
+  RowDraw(const DrawCall& call, int64_t i, double* at, Scratch& s)
+      : call(call), i(i), blocks(blocks_of(call.z.classes)), row(call.z, i, &call), sums(at, blocks), asked(call, i), s(s) {}
+
+  void sum(int64_t from, int64_t to) {
+    sum_blocks(row, from, to, asked.mass_scale(), asked.tempered, asked.lanes, sums);
+  }
+
+  void finish() {
+    call.status[i] = status();
+    if (call.status[i] != fine) return;
+    model();
+    if (asked.greedy) return greedy();
+    if (!asked.cut && call.replacement) return inverse();
+    if (asked.cut)
+      truncate();
+    else
+      gather(-infinity);
+    s.list.weigh(asked.scale);
+    if (!call.replacement && s.list.size() < call.samples) {
+      call.status[i] = too_few;
+      return;
+    }
+    call.kept[i] = s.list.size();
+    call.kept_mass[i] = share_of_list();
+    if (call.replacement)
+      from_list();
+    else
+      one_by_one();
+  }
+
+ private:
+  int64_t status() {
+    bool odd = false;
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (sums.top[b] > top) top = sums.top[b], highest = b;
+      if (sums.raw_top[b] > raw_top) raw_top = sums.raw_top[b], raw_highest = b;
+      odd = odd || !(sums.raw_mass[b] < infinity) || !(sums.mass[b] < infinity);
+    }
+    if (!odd && top < infinity && raw_top < infinity) return top == -infinity ? has_nothing : fine;
+    alignas(64) F buffer[block];
+    for (int64_t b = 0; b < blocks; ++b)
+      for (const bool raw : {true, false}) {
+        const F* z = raw ? row.raw(b, buffer) : row(b, buffer);
+        for (int64_t j = 0; j < row.size(b); ++j)
+          if (z[j] != z[j]) return has_nan;
+      }
+    return has_infinity;
+  }
+
+  // What the model says of the row as it was passed.
+  void model() {
+    if (raw_top == -infinity) {  // all that can be drawn is in the edits
+      call.logsumexp[i] = -infinity, log_rest = nan;
+      return;
+    }
+    double rest = cumulate(sums.raw_top, sums.raw_mass, blocks, raw_top, 1, s) - 1;
+    if (rest < 0.5) rest = rest_of(row, true, raw_highest, raw_top, 1, s.scaled);
+    log_rest = std::log1p(rest);
+    call.logsumexp[i] = raw_top + log_rest;
+  }
+
+  double logprob(double z) const { return -((raw_top - z) + log_rest) + 0.0; }
+
+  // Writes a draw and what the model says of it.
+  void write(int64_t sample, int64_t index, double sampled) {
+    const int64_t at = i * call.samples + sample;
+    const double z = row.raw_at(index);
+    call.index[at] = index;
+    call.logprob[at] = logprob(z);
+    call.sampled_logprob[at] = sampled + 0.0;
+    call.rank[at] = 1 + larger_than(z);
+  }
+
+  // How many logits, as passed, are larger: counted in the blocks whose maximum is, or looked up where that was too often.
+  int64_t larger_than(double z) {
+    constexpr int w = Vec<F>::width;
+    constexpr int64_t often = 256;
+    if (call.samples > often) {
+      if (s.sorted.empty()) {
+        for (int64_t j = 0; j < row.classes; ++j) s.sorted.push_back(row.raw_at(j));
+        std::sort(s.sorted.begin(), s.sorted.end());
+      }
+      return static_cast<int64_t>(s.sorted.size()) - not_above(s.sorted, z);
+    }
+    alignas(64) F buffer[block];
+    const F value = static_cast<F>(z);
+    int64_t count = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (!(sums.raw_top[b] > z)) continue;
+      const F* at = row.raw(b, buffer);
+      const int64_t n = row.size(b);
+      int64_t j = 0;
+      for (; j + w <= n; j += w) count += __builtin_popcount(lanes_of(mask<F>(load(at + j) > splat(value))));
+      for (; j < n; ++j) count += at[j] > value;
+    }
+    return count;
+  }
+
+  // T = 0: the first largest logit.
+  void greedy() {
+    alignas(64) F buffer[block];
+    const F* z = row(highest, buffer);
+    int64_t j = 0;
+    while (z[j] != static_cast<F>(top)) ++j;
+    j += highest * block;
+    call.kept[i] = 1;
+    call.kept_mass[i] = std::exp(logprob(row.raw_at(j)));
+    for (int64_t sample = 0; sample < call.samples; ++sample) {
+      write(sample, j, 0);
+      if (sample == 0 || call.replacement) continue;
+      call.status[i] = too_few;
+      return;
+    }
+  }
+
+  // All classes, with replacement: the inverse CDF over blocks, then within one.
+  void inverse() {
+    const double total = cumulate(sums.top, sums.mass, blocks, top, asked.scale, s);
+    const bool same = !row.edited() && asked.scale == 1;
+    double log_sampled = log_rest;
+    if (!same) {
+      const double rest = total - 1 < 0.5 ? rest_of(row, false, highest, top, asked.scale, s.scaled) : total - 1;
+      log_sampled = std::log1p(rest);
+    }
+    double holes = 0;
+    for (int64_t b = 0; b < blocks; ++b) holes += sums.holes[b];
+    call.kept[i] = row.classes - static_cast<int64_t>(holes);
+    call.kept_mass[i] = row.edited() ? share_left() : 1;
+    const bool cache = call.samples > 8;
+    if (cache) s.filled.assign(blocks, 0), s.cached.resize(blocks * block);
+    alignas(64) F buffer[block];
+    double own[block];
+    for (int64_t sample = 0; sample < call.samples; ++sample) {
+      const double threshold = call.uniforms[i * call.samples + sample] * total;
+      const int64_t b = first_above(s.cumulative, s.scaled.data(), threshold);
+      const double fraction = (threshold - (b ? s.cumulative[b - 1] : 0)) / s.scaled[b];
+      double* mass = cache ? s.cached.data() + b * block : own;
+      const F* z = row(b, buffer);
+      if (!cache || !s.filled[b]) masses_of(z, row.size(b), sums.top[b], asked.scale, own);
+      if (cache && !s.filled[b]) {
+        std::memcpy(mass, own, row.size(b) * sizeof(double));
+        s.filled[b] = 1;
+      }
+      const int64_t j = class_at(mass, row.size(b), fraction);
+      write(sample, b * block + j, -((top - static_cast<double>(z[j])) * asked.scale + log_sampled));
+    }
+  }
+
+  // The probability that the model gives to classes that are not banned.
+  double share_left() {
+    double banned = 0;
+    for (int64_t at = call.edit_start[i]; at < call.edit_start[i + 1]; ++at)
+      if (call.edit_value[at] == -infinity) banned += std::exp(logprob(row.raw_at(call.edit_index[at])));
+    if (!(banned > 0.5)) return banned > 0 ? 1 - banned : 1;
+    gather(-infinity);
+    return share_of_list();
+  }
+
+  double share_of_list() {
+    Shortlist& list = s.list;
+    s.some.resize(list.size());
+    for (int64_t k = 0; k < list.size(); ++k) s.some[k] = row.raw_at(list.index[k]);
+    const double sum = exponentials_of(s.some.data(), list.size(), raw_top, 1, s.some.data());
+    return std::min(sum / std::exp(log_rest), 1.0);
+  }
+
+  // Lists the classes with logits, after edits, from a bound up.
+  void gather(double bound) {
+    constexpr int w = Vec<F>::width;
+    alignas(64) F buffer[block];
+    F low = static_cast<F>(bound);
+    if (static_cast<double>(low) > bound) low = std::nextafter(low, static_cast<F>(-infinity));
+    low = std::max(low, std::numeric_limits<F>::lowest());
+    s.list.clear();
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (!(sums.top[b] >= low)) continue;
+      const F* z = row(b, buffer);
+      const int64_t n = row.size(b);
+      for (int64_t j = 0; j < n; j += w) {
+        const vec<F> each = n - j < w ? load_some(z + j, 1, n - j, static_cast<F>(-infinity)) : load(z + j);
+        for (unsigned lanes = lanes_of(mask<F>(each >= splat(low))); lanes; lanes &= lanes - 1) {
+          const int64_t k = j + __builtin_ctz(lanes);
+          s.list.add(b * block + k, z[k]);
+        }
+      }
+    }
+  }
+
+  // A logit that at least k others reach: the k-th largest of the blocks' maxima, or of their lanes'.
+  double reached_by(double k) {
+    const bool few = 2 * k <= blocks;
+    const double* from = few ? sums.top : sums.lanes;
+    const int64_t n = few ? blocks : 16 * blocks;
+    if (!(k < n)) return -infinity;
+    s.some.assign(from, from + n);
+    return ranked(s.some, static_cast<int64_t>(k));
+  }
+
+  // The standard deviation of the whole row, -inf left aside.
+  double deviation() {
+    alignas(64) F buffer[block];
+    double sum = 0, square = 0, count = 0;
+    for (const bool second : {false, true}) {
+      const double mean = second ? sum / count : 0;
+      for (int64_t b = 0; b < blocks; ++b) {
+        const F* z = row(b, buffer);
+        double part[4] = {0, 0, 0, 0};
+        for (int64_t j = 0; j < row.size(b); ++j) {
+          const double x = static_cast<double>(z[j]) - top;
+          if (!(x > -infinity)) continue;
+          part[j % 4] += second ? (x - mean) * (x - mean) : x;
+          count += !second;
+        }
+        (second ? square : sum) += (part[0] + part[1]) + (part[2] + part[3]);
+      }
+    }
+    return std::sqrt(square / count);
+  }
+
+  // The mass of the whole row in doubles, relative to its maximum.
+  double exact_mass(double scale) {
+    alignas(64) F buffer[block];
+    double mass[block], total = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const F* z = row(b, buffer);
+      const int64_t n = row.size(b);
+      for (int64_t j = 0; j < n; ++j) mass[j] = z[j];
+      total += exponentials_of(mass, n, top, scale, mass);
+    }
+    return total;
+  }
+
+  // Leaves on the list what the filters keep.
+  void truncate() {
+    const double scale = asked.first_scale;
+    const int step = call.order[asked.first];
+    const double value = call.rule[step][i];
+    double mass = 0, spread = 0, bound = top;
+    if (step == top_p || step == epsilon_cutoff) {
+      mass = cumulate(sums.top, sums.mass, blocks, top, scale, s);
+      // What lies below has together less than 1 - p of the mass; or each less than epsilon of it.
+      const double least = step == top_p ? (1 - value) * mass / row.classes : value * mass;
+      bound = std::min(top, top + std::log(least * (1 - 4 * mass_error)) / scale);
+    } else if (step == top_n_sigma) {
+      spread = deviation();
+      bound = top - value * spread;
+    } else if (step == typical_p || step == eta_cutoff) {
+      bound = -infinity;
+    } else {
+      bound = bound_of_ranks();
+    }
+    gather(bound - 1e-9 * std::fabs(bound));
+    s.list.weigh(scale);
+    double now = scale;
+    for (int at = asked.first; at < steps; ++at) {
+      const int each = call.order[at];
+      if (each == lastlayer::temperature) {
+        now = asked.scale;
+        s.list.weigh(now);
+      } else if (Request::active(call, i, each)) {
+        if (at > asked.first || step == typical_p || step == eta_cutoff || step == top_k || step == min_p)
+          s.list.filter(each, call.rule[each][i], now, sum_of_list(), s.selection);
+        else
+          first_filter(step, value, scale, mass, spread);
+      }
+    }
+  }
+
+  double sum_of_list() const {
+    double total = 0;
+    for (const double each : s.list.mass) total += each;
+    return total;
+  }
+
+  // Where top_k and min_p come first, in either order: what neither of them keeps.
+  double bound_of_ranks() {
+    double bound = -infinity, now = asked.first_scale;
+    for (int at = asked.first; at < steps; ++at) {
+      const int step = call.order[at];
+      if (step == lastlayer::temperature) now = asked.scale;
+      if (step == lastlayer::temperature || !Request::active(call, i, step)) continue;
+      const double value = call.rule[step][i];
+      if (step == top_k)
+        bound = std::max(bound, reached_by(value));
+      else if (step == min_p)
+        bound = std::max(bound, top + std::log(value) / now);
+      else
+        break;
+    }
+    return std::min(bound, top);
+  }
+
+  // The first filter, which looks at the whole row, of which the list is a part.
+  void first_filter(int step, double value, double scale, double mass, double spread) {
+    Shortlist& list = s.list;
+    if (step == top_n_sigma) {
+      const double least = -(value * (spread * scale));
+      return list.keep_if([&](int64_t k) { return (list.z[k] - list.top) * scale >= least; });
+    }
+    double whole[] = {mass * (1 - mass_error), mass * (1 + mass_error)};
+    int64_t count[2];
+    for (int k = 0; k < 2; ++k) {
+      Selection& selection = s.selection;
+      count[k] = 0;
+      if (step == top_p) {
+        const auto key = [&](int64_t at) { return -list.z[at]; };
+        selection.find(list.size(), value * whole[k], key, [&](int64_t at) { return list.mass[at]; });
+        for (int64_t at = 0; at < list.size(); ++at) count[k] += selection.holds(key(at), at);
+      } else {
+        for (const double each : list.mass) count[k] += each >= std::min(value * whole[k], 1.0);
+      }
+    }
+    list.filter(step, value, scale, count[0] == count[1] ? mass : exact_mass(scale), s.selection);
+  }
+
+  // log of the list's mass but that of the first largest, which is 1: all its digits.
+  double log_rest_of_list() const {
+    double rest = 0;
+    bool seen = false;
+    for (int64_t k = 0; k < s.list.size(); ++k) {
+      if (!seen && s.list.z[k] == s.list.top)
+        seen = true;
+      else
+        rest += s.list.mass[k];
+    }
+    return std::log1p(rest);
+  }
+
+  void from_list() {
+    const Shortlist& list = s.list;
+    const double log_sampled = log_rest_of_list();
+    s.cumulative.resize(list.size());
+    double total = 0;
+    for (int64_t k = 0; k < list.size(); ++k) s.cumulative[k] = total += list.mass[k];
+    for (int64_t sample = 0; sample < call.samples; ++sample) {
+      const int64_t k = first_above(s.cumulative, list.mass.data(), call.uniforms[i * call.samples + sample] * total);
+      write(sample, list.index[k], -((list.top - list.z[k]) * asked.scale + log_sampled));
+    }
+  }
+
+  // Without replacement: each draw takes its class out. Where what is left is next to nothing, it is weighed anew.
+  void one_by_one() {
+    Shortlist& list = s.list;
+    constexpr double little = 1e-200;
+    Tree tree(list.mass);
+    for (int64_t sample = 0; sample < call.samples; ++sample) {
+      if (!(tree.total() > little)) {
+        list.keep_if([&](int64_t k) { return list.index[k] >= 0; });
+        list.weigh(asked.scale);
+        tree = Tree(list.mass);
+      }
+      const int64_t k = tree.find(call.uniforms[i * call.samples + sample]);
+      const double mass = list.mass[k];
+      tree.set(k, 0);
+      write(sample, list.index[k], -std::log1p(tree.total() / mass));
+      list.index[k] = -1;
+    }
+  }
+};
+
+template <class T>
+void draw_rows(const DrawCall& call, int64_t begin, int64_t end) {
+  Scratch s;
+  s.sums.resize(sums_of(call.z.classes));
+  for (int64_t i = begin; i < end; ++i) {
+    s.sorted.clear();
+    RowDraw<T> one(call, i, s.sums.data(), s);
+    one.sum(0, blocks_of(call.z.classes));
+    one.finish();
+  }
+}
+
+// ---- weights -------------------------------------------------------------------------------------------------------
+
+// Draws from one row of weights: blocks are summed in doubles, relative to a power of two near the row's largest.
+template <class T>
+void draw_weights(const WeightsCall& call, int64_t i, Scratch& s) {
+  using F = Statistic<T>;
+  const Source<T> row(call.p, i);
+  const int64_t blocks = blocks_of(row.classes);
+  alignas(64) F buffer[block];
+  double largest = 0;
+  bool odd = false;
+  int64_t count = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const F* p = row.raw(b, buffer);
+    for (int64_t j = 0; j < row.size(b); ++j) {
+      odd |= !(p[j] >= 0) | !(p[j] < static_cast<F>(infinity));
+      largest = p[j] > largest ? static_cast<double>(p[j]) : largest;
+      count += p[j] > 0;
+    }
+  }
+  call.status[i] = odd ? has_nan : count == 0 ? has_nothing : !call.replacement && count < call.samples ? too_few : fine;
+  if (call.status[i] != fine) return;
+  int64_t* out = call.index + i * call.samples;
+  const double* uniforms = call.uniforms + i * call.samples;
+  if (!call.replacement) {
+    Shortlist& list = s.list;
+    list.clear();
+    for (int64_t b = 0; b < blocks; ++b) {
+      const F* p = row.raw(b, buffer);
+      for (int64_t j = 0; j < row.size(b); ++j)
+        if (p[j] > 0) list.add(b * block + j, p[j]);
+    }
+    const auto weigh = [&] {
+      int exponent;
+      std::frexp(largest_of(list.z.data(), list.size()), &exponent);
+      list.mass.resize(list.z.size());
+      for (size_t k = 0; k < list.z.size(); ++k) list.mass[k] = std::ldexp(list.z[k], -exponent);
+    };
+    weigh();
+    Tree tree(list.mass);
+    for (int64_t sample = 0; sample < call.samples; ++sample) {
+      if (!(tree.total() > 1e-200)) {
+        list.keep_if([&](int64_t k) { return list.index[k] >= 0; });
+        weigh();
+        tree = Tree(list.mass);
+      }
+      const int64_t k = tree.find(uniforms[sample]);
+      out[sample] = std::exchange(list.index[k], -1);
+      tree.set(k, 0);
+    }
+    return;
+  }
+  int exponent;
+  std::frexp(largest, &exponent);
+  const double unit = std::ldexp(1.0, std::min(-exponent, 1000));
+  s.scaled.assign(blocks, 0), s.cumulative.resize(blocks);
+  double total = 0, mass[block];
+  const auto masses = [&](int64_t b) {
+    const F* p = row.raw(b, buffer);
+    for (int64_t j = 0; j < row.size(b); ++j) mass[j] = static_cast<double>(p[j]) * unit;
+  };
+  for (int64_t b = 0; b < blocks; ++b) {
+    masses(b);
+    double part[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    for (int64_t j = 0; j < row.size(b); ++j) part[j % 8] += mass[j];
+    for (const double each : part) s.scaled[b] += each;
+    s.cumulative[b] = total += s.scaled[b];
+  }
+  for (int64_t sample = 0; sample < call.samples; ++sample) {
+    const double threshold = uniforms[sample] * total;
+    const int64_t b = first_above(s.cumulative, s.scaled.data(), threshold);
+    masses(b);
+    out[sample] = b * block + class_at(mass, row.size(b), (threshold - (b ? s.cumulative[b - 1] : 0)) / s.scaled[b]);
+  }
+}
+
+// ---- one function per storage type ---------------------------------------------------------------------------------
+
+template <class Call>
+void by_type(DType type, const Call& call) {
+  switch (type) {
+    case DType::float32: return call(float{});
+    case DType::float64: return call(double{});
+    case DType::float16: return call(half{});
+    case DType::bfloat16: return call(bfloat{});
+  }
+}
+
+void draw(const DrawCall& call, int64_t begin, int64_t end) {
+  by_type(call.type, [&](auto t) { draw_rows<decltype(t)>(call, begin, end); });
+}
+
+void sum(const DrawCall& call, int64_t row, int64_t from, int64_t to, double* sums) {
+  by_type(call.type, [&](auto t) {
+    Scratch s;
+    RowDraw<decltype(t)>(call, row, sums, s).sum(from, to);
+  });
+}
+
+void finish(const DrawCall& call, int64_t row, double* sums) {
+  by_type(call.type, [&](auto t) {
+    Scratch s;
+    RowDraw<decltype(t)>(call, row, sums, s).finish();
+  });
+}
+
+void multinomial(const WeightsCall& call, int64_t begin, int64_t end) {
+  Scratch s;
+  by_type(call.type, [&](auto t) {
+    for (int64_t i = begin; i < end; ++i) draw_weights<decltype(t)>(call, i, s);
+  });
+}
+
+void masses(DType type, const Tile& z, const double* temperature, const Masses& out, int64_t begin, int64_t end) {
+  const int64_t blocks = blocks_of(z.classes);
+  List<double> room(sums_of(z.classes));
+  const Sums sums(room.data(), blocks);
+  by_type(type, [&](auto t) {
+    for (int64_t i = begin; i < end; ++i) {
+      const double scale = std::min(1 / temperature[i], std::numeric_limits<double>::max());
+      sum_blocks(Source<decltype(t)>(z, i), 0, blocks, scale, true, false, sums);
+      std::memcpy(out.top + i * blocks, sums.top, blocks * sizeof(double));
+      std::memcpy(out.mass + i * blocks, sums.mass, blocks * sizeof(double));
+    }
+  });
+}
+
+void choose(const Masses& given, int64_t blocks, const double* temperature, const double* uniforms, int64_t samples,
+            int64_t* chosen, double* fraction, int64_t begin, int64_t end) {
+  Scratch s;
+  for (int64_t i = begin; i < end; ++i) {
+    const double *top = given.top + i * blocks, *mass = given.mass + i * blocks;
+    const double scale = std::min(1 / temperature[i], std::numeric_limits<double>::max());
+    const double total = cumulate(top, mass, blocks, largest_of(top, blocks), scale, s);
+    for (int64_t at = i * samples; at < (i + 1) * samples; ++at) {
+      const double threshold = uniforms[at] * total;
+      const int64_t b = chosen[at] = first_above(s.cumulative, s.scaled.data(), threshold);
+      fraction[at] = (threshold - (b ? s.cumulative[b - 1] : 0)) / s.scaled[b];
+    }
+  }
+}
+
+void inside(DType type, const Tile& z, const double* temperature, const double* fraction, int64_t* index, int64_t begin,
+            int64_t end) {
+  by_type(type, [&](auto t) {
+    using F = Statistic<decltype(t)>;
+    alignas(64) F buffer[block];
+    double mass[block];
+    for (int64_t i = begin; i < end; ++i) {
+      const Source<decltype(t)> row(z, i);
+      const F* at = row.raw(0, buffer);
+      const double scale = std::min(1 / temperature[i], std::numeric_limits<double>::max());
+      F top = at[0];
+      for (int64_t j = 1; j < row.classes; ++j) top = at[j] > top ? at[j] : top;
+      masses_of(at, row.classes, top, scale, mass);
+      index[i] = class_at(mass, row.classes, fraction[i]);
+    }
+  });
+}
+
+void topk(DType type, const Tile& z, int64_t k, double* value, int64_t* index, int64_t begin, int64_t end) {
+  by_type(type, [&](auto t) {
+    using F = Statistic<decltype(t)>;
+    constexpr int w = Vec<F>::width;
+    const int64_t blocks = blocks_of(z.classes);
+    alignas(64) F buffer[block], lanes[w];
+    List<double> tops(blocks), all, some;
+    List<int64_t> order;
+    Shortlist list;
+    Selection selection;
+    for (int64_t i = begin; i < end; ++i) {
+      const Source<decltype(t)> row(z, i);
+      all.clear();
+      for (int64_t b = 0; b < blocks; ++b) {
+        vec<F> lowest;
+        const vec<F> maxima = lane_maxima(row.raw(b, buffer), row.size(b), lowest);
+        tops[b] = maximum<F>(maxima);
+        store(lanes, maxima);
+        all.insert(all.end(), lanes, lanes + w);
+      }
+      double bound = -infinity;
+      some = 2 * k <= blocks ? tops : all;
+      if (k < static_cast<int64_t>(some.size())) bound = ranked(some, k);
+      list.clear();
+      for (int64_t b = 0; b < blocks; ++b) {
+        if (!(tops[b] >= bound)) continue;
+        const F* at = row.raw(b, buffer);
+        for (int64_t j = 0; j < row.size(b); ++j)
+          if (at[j] >= bound) list.add(b * block + j, at[j]);
+      }
+      list.mass.resize(list.z.size());
+      const auto key = [&](int64_t at) { return -list.z[at]; };
+      selection.find(list.size(), static_cast<double>(k), key, [](int64_t) { return 1.0; });
+      list.keep_if([&](int64_t at) { return selection.holds(key(at), at); });
+      order.resize(list.size());
+      for (int64_t at = 0; at < list.size(); ++at) order[at] = at;
+      std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+        return list.z[a] > list.z[b] || (list.z[a] == list.z[b] && a < b);
+      });
+      for (int64_t at = 0; at < k; ++at) {
+        const bool there = at < list.size();  // else there was a NaN
+        value[i * k + at] = there ? list.z[order[at]] : nan;
+        index[i * k + at] = there ? list.index[order[at]] : 0;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+extern const DrawKernels LASTLAYER_JOIN(draws_, LASTLAYER_ISA);
+const DrawKernels LASTLAYER_JOIN(draws_, LASTLAYER_ISA) = {draw, sum, finish, multinomial, masses, choose, inside, topk};
+
+}  // namespace lastlayer
