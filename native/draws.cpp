@@ -192,8 +192,8 @@ class RowDraw {
   }
 
   void finish() {
-    call.status[i] = status();
-    if (call.status[i] != fine) return;
+    if (const int64_t found = status(); found != fine) return refuse(found);
+    call.status[i] = fine;
     model();
     if (asked.greedy) return greedy();
     if (!asked.cut && call.replacement) return inverse();
@@ -202,10 +202,7 @@ class RowDraw {
     else
       gather(-infinity);
     s.list.weigh(asked.scale);
-    if (!call.replacement && s.list.size() < call.samples) {
-      call.status[i] = too_few;
-      return;
-    }
+    if (!call.replacement && s.list.size() < call.samples) return refuse(too_few);
     call.kept[i] = s.list.size();
     call.kept_mass[i] = share_of_list();
     if (call.replacement)
@@ -215,6 +212,13 @@ class RowDraw {
   }
 
  private:
+  // There is no draw; what is written instead nobody reads.
+  void refuse(int64_t why) {
+    call.status[i] = why, call.kept[i] = 0, call.kept_mass[i] = call.logsumexp[i] = 0;
+    for (int64_t at = i * call.samples; at < (i + 1) * call.samples; ++at)
+      call.index[at] = call.rank[at] = 0, call.logprob[at] = call.sampled_logprob[at] = 0;
+  }
+
   int64_t status() {
     bool odd = false;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -292,10 +296,8 @@ class RowDraw {
     call.kept[i] = 1;
     call.kept_mass[i] = std::exp(logprob(row.raw_at(j)));
     for (int64_t sample = 0; sample < call.samples; ++sample) {
+      if (sample > 0 && !call.replacement) return refuse(too_few);
       write(sample, j, 0);
-      if (sample == 0 || call.replacement) continue;
-      call.status[i] = too_few;
-      return;
     }
   }
 
@@ -448,6 +450,7 @@ class RowDraw {
           s.list.filter(each, call.rule[each][i], now, sum_of_list(), s.selection);
         else
           first_filter(step, value, scale, mass, spread);
+        if (each == typical_p) s.list.weigh(now);  // the largest may be gone
       }
     }
   }
@@ -483,20 +486,18 @@ class RowDraw {
       const double least = -(value * (spread * scale));
       return list.keep_if([&](int64_t k) { return (list.z[k] - list.top) * scale >= least; });
     }
-    double whole[] = {mass * (1 - mass_error), mass * (1 + mass_error)};
-    int64_t count[2];
-    for (int k = 0; k < 2; ++k) {
+    // Whether the roundings of the sums could decide otherwise.
+    const double low = value * mass * (1 - mass_error), high = value * mass * (1 + mass_error);
+    bool close = false;
+    if (step == top_p) {
       Selection& selection = s.selection;
-      count[k] = 0;
-      if (step == top_p) {
-        const auto key = [&](int64_t at) { return -list.z[at]; };
-        selection.find(list.size(), value * whole[k], key, [&](int64_t at) { return list.mass[at]; });
-        for (int64_t at = 0; at < list.size(); ++at) count[k] += selection.holds(key(at), at);
-      } else {
-        for (const double each : list.mass) count[k] += each >= std::min(value * whole[k], 1.0);
-      }
+      selection.find(list.size(), value * mass, [&](int64_t at) { return -list.z[at]; },
+                     [&](int64_t at) { return list.mass[at]; });
+      close = (selection.before > 0 && selection.before >= low) || selection.reached < high;
+    } else {
+      for (const double each : list.mass) close = close || (each >= std::min(low, 1.0) && each < std::min(high, 1.0));
     }
-    list.filter(step, value, scale, count[0] == count[1] ? mass : exact_mass(scale), s.selection);
+    list.filter(step, value, scale, close ? exact_mass(scale) : mass, s.selection);
   }
 
   // log of the list's mass but that of the first largest, which is 1: all its digits.

@@ -385,6 +385,14 @@ std::tuple<int64_t, int64_t> check_targets(uintptr_t target, int64_t rows, int64
   return {first, all_skipped};
 }
 
+uintptr_t address(nb::handle array) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(array.ptr(), &view, PyBUF_STRIDES)) throw nb::python_error();
+  const auto begin = reinterpret_cast<uintptr_t>(view.buf);
+  PyBuffer_Release(&view);
+  return begin;
+}
+
 // ---- draws ---------------------------------------------------------------------------------------------------------
 
 // Philox 4x32-10 (Salmon et al., SC 2011) as src/lastlayer/_philox.py lays it out: the uniforms of N rows, S each.
@@ -501,6 +509,7 @@ NB_MODULE(_native, m) {
   m.def("environment", [](const char* name) -> const char* { return std::getenv(name); }, "name"_a,
         "An environment variable now, or None: a tenth of what os.environ takes.");
   m.def("share_threads", &share_threads, "directory"_a, "Use the threads of the OpenMP runtime loaded from there.");
+  m.def("address", &address, "array"_a, "Where an array of numbers begins: a tenth of what its interface takes to say so.");
   m.def("reserve", &reserve, "address"_a, "bytes"_a, "Ask for huge pages behind memory that is not yet touched.");
   m.def("check_targets", &check_targets, "target"_a, "rows"_a, "classes"_a, "ignored"_a, "threads"_a);
   m.def("fold", &fold, "dtype"_a, "z"_a, "weight"_a, "state"_a, "moment"_a, "threads"_a);

@@ -97,3 +97,5 @@ if __name__ == "__main__":
         figures = ", ".join(f"{field} {nstr(getattr(found, field), 2)}" for field in ("truncation", "bound", "rounded"))
         print(f"// {function.__name__.lower()}, {name}: {figures}")
         print(", ".join(nstr(c, DIGITS[name]) for c in found.coefficients))
+    short = chebyfit(Exp.series, [Exp.low, Exp.high], 5)
+    print("// blocks.h:", ", ".join(nstr(c, DIGITS["float"]) for c in short))

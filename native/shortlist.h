@@ -22,14 +22,14 @@ class Selection {
  public:
   double key = infinity;  // of the last entry that is inside, and its position
   int64_t position = std::numeric_limits<int64_t>::max();
-  double before = 0;  // the weight of all entries ahead of it
+  double before = 0, reached = 0;  // the weight of all entries ahead of it, and with it
 
   bool holds(double k, int64_t at) const { return k < key || (k == key && at <= position); }
 
   // key_of(i) and weight_of(i) >= 0 for i in [0, n). At least one entry is inside; all are if the target is not reached.
   template <class Key, class Weight>
   void find(int64_t n, double target, const Key& key_of, const Weight& weight_of) {
-    key = infinity, position = std::numeric_limits<int64_t>::max(), before = 0;
+    key = infinity, position = std::numeric_limits<int64_t>::max(), before = reached = 0;
     subset.resize(n);
     for (int64_t i = 0; i < n; ++i) subset[i] = i;
     for (int level = 0; static_cast<int64_t>(subset.size()) > small && level < levels; ++level) {
@@ -54,9 +54,9 @@ class Selection {
       return key_of(a) < key_of(b) || (key_of(a) == key_of(b) && a < b);
     });
     for (const int64_t i : subset) {
-      key = key_of(i), position = i;
-      if (before + weight_of(i) >= target) return;
-      before += weight_of(i);
+      key = key_of(i), position = i, reached = before + weight_of(i);
+      if (reached >= target) return;
+      before = reached;
     }
     key = infinity, position = std::numeric_limits<int64_t>::max();
   }

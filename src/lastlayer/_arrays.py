@@ -91,7 +91,8 @@ def last(array: Array, axes: tuple[int, ...]) -> Array:
 
 def tile(array: Array, axes: tuple[int, ...]) -> Array:
     """Return the array as (N, V): a view where strides allow it, else a copy."""
-    moved, n = last(array, axes), array.ndim - len(axes)
+    n = array.ndim - len(axes)
+    moved = array if axes == tuple(range(n, array.ndim)) else last(array, axes)
     return moved.reshape(math.prod(moved.shape[:n]), math.prod(moved.shape[n:]))
 
 

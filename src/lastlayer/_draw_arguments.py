@@ -103,23 +103,24 @@ def read(
     shape: Shape, num_samples: SupportsIndex | None, random_seed: Callable[[], int], options: DrawOptions
 ) -> Asked:
     """Check a request for draws from rows of this shape; ``random_seed`` makes a seed where none is given."""
-    unknown = set(options) - set(DrawOptions.__annotations__)
-    if unknown:
-        raise TypeError(f"unexpected argument {min(unknown)!r}")
-    rules = Rules(*(per_row(name, options.get(name, default), shape) for name, default in DEFAULTS.items()))
+    if not options.keys() <= NAMES:
+        raise TypeError(f"unexpected argument {min(options.keys() - NAMES)!r}")
+    given = {name: value for name, value in options.items() if value is not None}
+    if options.get("temperature", 1.0) is None:
+        raise TypeError("temperature is None, expected a number or one per row")
+    rules = Rules(**{name: per_row(name, given[name], shape) for name in Rules._fields if name in given})
+    if rules.temperature is None:
+        rules = rules._replace(temperature=np.ones(math.prod(shape)))
     if rules.top_k is not None:
         rules = rules._replace(top_k=np.where(rules.top_k <= 0, math.inf, rules.top_k))
     samples = 1 if num_samples is None else read_count(num_samples)
-    replacement = bool(options.get("replacement", True))
-    seed = options.get("seed")
-    uniforms = read_uniforms(
-        random_seed() if seed is None else seed, options.get("offset"), options.get("step", 0), shape, samples
-    )
-    changes = read_changes(shape, options)
-    return Asked(rules, read_order(options.get("order", STEPS)), uniforms, replacement, changes)
+    seed, step = given["seed"] if "seed" in given else random_seed(), options.get("step", 0)
+    uniforms = read_uniforms(seed, given.get("offset"), step, shape, samples)
+    order = read_order(options.get("order", STEPS))
+    return Asked(rules, order, uniforms, bool(options.get("replacement", True)), read_changes(shape, given))
 
 
-DEFAULTS: dict[str, float | None] = {name: 1.0 if name == "temperature" else None for name in Rules._fields}
+NAMES = frozenset(DrawOptions.__annotations__)
 
 
 def read_count(num_samples: SupportsIndex) -> int:
@@ -157,12 +158,8 @@ def as_array(name: str, value: Any) -> Array:
     return unmasked(name, value)
 
 
-def per_row(name: str, value: Numbers | None, shape: Shape) -> NDArray[np.float64] | None:
+def per_row(name: str, value: Numbers, shape: Shape) -> NDArray[np.float64]:
     """Return one number per row, checked."""
-    if value is None:
-        if name == "temperature":
-            raise TypeError("temperature has dtype object, expected a number or one per row")
-        return None
     rows, (low, high, words) = math.prod(shape), BOUNDS[name]
     if type(value) in (float, int) and low <= value <= high:
         if name == "top_k" and type(value) is float:
@@ -199,6 +196,8 @@ def integers(name: str, value: Any) -> Array:
 
 def words_of(name: str, value: Numbers, shape: Shape, bits: int = 64) -> NDArray[np.uint64]:
     """Return one unsigned word per row; negative numbers wrap around, as in two's complement, if there are 64 bits."""
+    if type(value) is int and 0 <= value < 1 << bits:
+        return np.full(math.prod(shape), value, np.uint64)
     array = integers(name, value)
     if bits < 64 and ((array < 0) | (array >> bits > 0)).any():
         index = position((array < 0) | (array >> bits > 0))
@@ -210,20 +209,28 @@ def read_uniforms(
     seed: Numbers, offset: Numbers | None, step: Numbers, shape: Shape, samples: int, second: bool = False
 ) -> NDArray[np.float64]:
     """Return the uniforms (N, S) of rows of this shape."""
-    seeds = integers("seed", seed)
-    if offset is None:
-        offsets = np.zeros(math.prod(shape), np.uint64) if seeds.ndim else np.arange(math.prod(shape), dtype=np.uint64)
-    else:
+    rows = math.prod(shape)
+    seeds = words_of("seed", seed, shape)
+    if offset is not None:
         offsets = words_of("offset", offset, shape)
+    else:
+        one_seed = type(seed) is int or np.ndim(as_array("seed", seed)) == 0
+        offsets = np.arange(rows, dtype=np.uint64) if one_seed else np.zeros(rows, np.uint64)
     return _backends.choose(NUMBERS).uniforms(  # type: ignore[no-any-return]
-        words_of("seed", seeds, shape), offsets, words_of("step", step, shape, 32), samples, second=second
+        seeds, offsets, words_of("step", step, shape, 32), samples, second=second
     )
+
+
+CHANGES = (
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "token_ids", "prompt_ids", "logit_bias", "bans",
+)  # fmt: skip
 
 
 def read_changes(shape: Shape, options: DrawOptions) -> Changes:
     """Check what changes single logits."""
-    names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-    penalties = {name: per_row(name, options.get(name), shape) for name in names}
+    if options.keys().isdisjoint(CHANGES):
+        return Changes(math.prod(shape), {}, {}, {})
+    penalties = {name: per_row(name, options[name], shape) if name in options else None for name in CHANGES[:3]}  # type: ignore[literal-required]
     ids = {name: read_ids(name, options.get(name), shape) for name in ("token_ids", "prompt_ids")}
     for name, value in penalties.items():
         there = ids["token_ids"] is not None or (ids["prompt_ids"] is not None and name == "repetition_penalty")

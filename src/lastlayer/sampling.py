@@ -84,8 +84,8 @@ def categorical(
 
     First single logits change, in this order: ``logit_bias`` is added; for the classes in ``token_ids`` or
     ``prompt_ids`` a positive logit is divided by ``repetition_penalty``, another multiplied; from those that are c
-    times in ``token_ids``, c ``frequency_penalty`` and ``presence_penalty`` are taken off; ``bans`` become -inf. Then the
-    temperature and the filters follow in ``order``, each working on what is left by those before it.
+    times in ``token_ids``, c ``frequency_penalty`` and ``presence_penalty`` are taken off; ``bans`` become -inf. Then
+    the temperature and the filters follow in ``order``, each working on what is left by those before it.
 
     Args:
         input: logits, with V classes along axis. -inf is a class that cannot be drawn.
@@ -256,13 +256,12 @@ def numbers_at(z: Array, rows: NDArray[np.int64], index: NDArray[np.int64]) -> N
 def spread(found: Drawn, shape: tuple[int, ...], several: bool, dtype: Any) -> Sample:
     """Return what was drawn in the shape of the rows."""
     draws = (*shape, found.index.shape[1]) if several else shape
-    return Sample(
-        *(
-            round_to(x, np.int64 if x.dtype.kind == "i" else dtype).reshape(shape if name in PER_ROW else draws)[()]
-            for name in Sample._fields
-            for x in [getattr(found, name)]
-        )
-    )
+
+    def of(field: Any, rows: bool) -> Any:
+        field = field.reshape(shape if rows else draws)
+        return field[()] if field.dtype in (dtype, np.int64) else round_to(field, dtype)
+
+    return Sample(*(of(getattr(found, name), name in PER_ROW) for name in Sample._fields))
 
 
 def from_weights(p: Array, uniforms: Array, replacement: bool, error: type[Exception]) -> Array:

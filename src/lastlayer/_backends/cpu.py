@@ -274,31 +274,46 @@ def uniforms(
     """Return the uniforms of _philox.py (N, S)."""
     words = [np.ascontiguousarray(word) for word in (seed, offset, step)]
     out = np.empty((len(seed), samples))
-    _native.uniforms(*map(_address, words), len(seed), samples, second, _address(out))
+    _native.uniforms(*map(_native.address, words), len(seed), samples, second, _native.address(out))
     return out
+
+
+CODES_OF_STEPS = list(range(len(STEPS)))
 
 
 def draw(
     z: Array, uniforms: Any, rules: Rules, order: tuple[str, ...], edits: Edits | None, replacement: bool
 ) -> Drawn:
-    """Draw from each row in one pass; the numbers per row are NumPy's, the result is of the kind of z."""
+    """Draw from each row in one pass; the numbers per row are NumPy's, the result is of the kind of z.
+
+    What has no integers is of the type of statistics: rounded once, all together.
+    """
     u = _numbers(uniforms)
     n, samples = u.shape
     given = [None if rule is None else _numbers(rule) for rule in rules]
     changed = [] if edits is None else [np.ascontiguousarray(each) for each in edits]
-    whole, real = np.empty((2, n * samples), np.int64), np.empty((2, n * samples))
-    row_whole, row_real = np.zeros((2, n), np.int64), np.empty((2, n))
-    index, rank = whole.reshape(2, n, samples)
-    logprob, sampled = real.reshape(2, n, samples)
-    kept, status = row_whole
-    mass, logsumexp = row_real
-    out = (index, rank, logprob, sampled, kept, status, mass, logsumexp)
+    size = n * samples
+    whole, real = np.empty(2 * size + 2 * n, np.int64), np.empty(2 * size + 2 * n)
+    at, real_at = _native.address(whole), _native.address(real)
     _native.draw(
-        _code(z), _tile(z), _address(u), samples, [0 if rule is None else _address(rule) for rule in given],
-        [STEPS.index(name) for name in order], [_address(each) for each in changed], replacement,
-        [_address(each) for each in out], _threads(z),
+        _code(z), _tile(z), _native.address(u), samples, [0 if rule is None else _native.address(rule) for rule in given],
+        CODES_OF_STEPS if order == STEPS else [STEPS.index(name) for name in order],
+        [_native.address(each) for each in changed], replacement,
+        [at, at + 8 * size, real_at, real_at + 8 * size, at + 16 * size, at + 16 * size + 8 * n, real_at + 16 * size,
+         real_at + 16 * size + 8 * n],
+        _threads(z),
     )  # fmt: skip
+    real = real if _code(z) == CODES["float64"] else real.astype(np.float32)
+    index, rank, kept, status = _parts(whole, n, samples)
+    logprob, sampled, mass, logsumexp = _parts(real, n, samples)
     return Drawn(*_like(z, index, logprob, sampled, rank, kept, mass, logsumexp, status))
+
+
+def _parts(block: Any, n: int, samples: int) -> tuple[Any, Any, Any, Any]:
+    """Return two fields per draw and two per row."""
+    size = n * samples
+    a, b = block[: 2 * size].reshape(2, n, samples)
+    return a, b, block[2 * size : 2 * size + n], block[2 * size + n :]
 
 
 def multinomial(p: Array, uniforms: Any, replacement: bool) -> tuple[Array, Array]:
@@ -306,7 +321,14 @@ def multinomial(p: Array, uniforms: Any, replacement: bool) -> tuple[Array, Arra
     u = _numbers(uniforms)
     index, status = np.zeros(u.shape, np.int64), np.empty(len(u), np.int64)
     _native.multinomial(
-        _code(p), _tile(p), _address(u), u.shape[1], replacement, _address(index), _address(status), _threads(p)
+        _code(p),
+        _tile(p),
+        _native.address(u),
+        u.shape[1],
+        replacement,
+        _native.address(index),
+        _native.address(status),
+        _threads(p),
     )
     return _like(p, index, status)  # type: ignore[return-value]
 
@@ -315,7 +337,7 @@ def masses(z: Array, temperature: Any) -> tuple[Array, Array]:
     """Return the maximum and the mass of each block of classes."""
     t = _numbers(temperature)
     top, mass = np.empty((2, len(t), -(-z.shape[1] // BLOCK)))
-    _native.masses(_code(z), _tile(z), _address(t), _address(top), _address(mass), _threads(z))
+    _native.masses(_code(z), _tile(z), _native.address(t), _native.address(top), _native.address(mass), _threads(z))
     return _like(z, top, mass)  # type: ignore[return-value]
 
 
@@ -324,8 +346,19 @@ def choose(top: Array, mass: Array, temperature: Any, uniforms: Any) -> tuple[Ar
     given = [_numbers(each) for each in (top, mass, temperature, uniforms)]
     (n, blocks), samples = given[0].shape, given[3].shape[1]
     chosen, fraction = np.empty((n, samples), np.int64), np.empty((n, samples))
-    at = [_address(each) for each in given]
-    _native.choose(at[0], at[1], n, blocks, at[2], at[3], samples, _address(chosen), _address(fraction), _threads(top))
+    at = [_native.address(each) for each in given]
+    _native.choose(
+        at[0],
+        at[1],
+        n,
+        blocks,
+        at[2],
+        at[3],
+        samples,
+        _native.address(chosen),
+        _native.address(fraction),
+        _threads(top),
+    )
     return _like(top, chosen, fraction)  # type: ignore[return-value]
 
 
@@ -333,13 +366,13 @@ def inside(z: Array, temperature: Any, fraction: Any) -> Array:
     """Return the class within a block."""
     t, share = _numbers(temperature), _numbers(fraction)
     index = np.empty(len(t), np.int64)
-    _native.inside(_code(z), _tile(z), _address(t), _address(share), _address(index), _threads(z))
+    _native.inside(_code(z), _tile(z), _native.address(t), _native.address(share), _native.address(index), _threads(z))
     return _like(z, index)[0]
 
 
 def topk(z: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest logits of each row, in the type of statistics, and their classes."""
     value, index = np.empty((len(z), k)), np.empty((len(z), k), np.int64)
-    _native.topk(_code(z), _tile(z), k, _address(value), _address(index), _threads(z))
+    _native.topk(_code(z), _tile(z), k, _native.address(value), _native.address(index), _threads(z))
     double = _code(z) == CODES["float64"]
     return _like(z, value if double else value.astype(np.float32), index)  # type: ignore[return-value]

@@ -24,7 +24,6 @@ __all__ = ["Sample", "categorical", "multinomial"]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@torch.no_grad()
 def categorical(
     input: Tensor,
     num_samples: int | None = None,
@@ -55,8 +54,8 @@ def categorical(
 
     First single logits change, in this order: ``logit_bias`` is added; for the classes in ``token_ids`` or
     ``prompt_ids`` a positive logit is divided by ``repetition_penalty``, another multiplied; from those that are c
-    times in ``token_ids``, c ``frequency_penalty`` and ``presence_penalty`` are taken off; ``bans`` become -inf. Then the
-    temperature and the filters follow in ``order``, each working on what is left by those before it.
+    times in ``token_ids``, c ``frequency_penalty`` and ``presence_penalty`` are taken off; ``bans`` become -inf. Then
+    the temperature and the filters follow in ``order``, each working on what is left by those before it.
 
     Args:
         input: logits (..., V), floating point. -inf is a class that cannot be drawn.
@@ -218,12 +217,12 @@ def spread(found: Drawn, shape: tuple[int, ...], several: bool, dtype: torch.dty
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     draws = (*shape, found.index.shape[1]) if several else shape
 
-    def of(name: str) -> Tensor:
-        field = torch.as_tensor(getattr(found, name))
-        field = field.reshape(shape if name in PER_ROW else draws)
-        return field.to(kind) if field.is_floating_point() else field
+    def of(field: Tensor, rows: bool) -> Tensor:
+        wanted = shape if rows else draws
+        field = field if field.shape == wanted else field.reshape(wanted)
+        return field if field.dtype in (kind, torch.int64) else field.to(kind)
 
-    return Sample(*map(of, Sample._fields))
+    return Sample(*(of(getattr(found, name), name in PER_ROW) for name in Sample._fields))
 
 
 def _require_values(name: str, tensor: Tensor) -> None:
