@@ -54,12 +54,10 @@ LASTLAYER_INLINE inline void exponentials(vec<F>* x) {
 template <class F>
 LASTLAYER_INLINE inline vec<F> lane_maxima(const F* z, int64_t n, vec<F>& lowest) {
   constexpr int w = Vec<F>::width;
-  constexpr int64_t ahead = 8192 / sizeof(F);
   vec<F> m[4], low[2] = {splat(F(0)), splat(F(0))};
   for (auto& each : m) each = splat(static_cast<F>(-infinity));
   int64_t i = 0;
   for (; i + 4 * w <= n; i += 4 * w) {
-    for (unsigned k = 0; k < 4 * w * sizeof(F); k += 64) prefetch(reinterpret_cast<const char*>(z + i + ahead) + k);
     for (int k = 0; k < 4; ++k) {
       const vec<F> each = load(z + i + k * w);
       m[k] = larger(each, m[k]);
@@ -87,6 +85,7 @@ LASTLAYER_INLINE inline vec<F> total_of(const vec<F>* v) {
 template <bool scaled, class F>
 inline void add_terms(const F* z, int64_t n, F m, F scale, double& plain, double& tempered) {
   constexpr int w = Vec<F>::width;
+  constexpr int ahead = 16384;  // bytes: four blocks of floats, while there is something to do meanwhile
   vec_double<F> sum{}, scaled_sum{};
   const auto some = [&](auto count, const F* at) LASTLAYER_INLINE {
     constexpr int k = decltype(count)::value, once = k < 4 ? k : 4;
@@ -102,7 +101,10 @@ inline void add_terms(const F* z, int64_t n, F m, F scale, double& plain, double
     }
   };
   int64_t i = 0;
-  for (; i + 8 * w <= n; i += 8 * w) some(std::integral_constant<int, 8>{}, z + i);
+  for (; i + 8 * w <= n; i += 8 * w) {
+    for (unsigned k = 0; k < 8 * w * sizeof(F); k += 64) prefetch(reinterpret_cast<const char*>(z + i) + ahead + k);
+    some(std::integral_constant<int, 8>{}, z + i);
+  }
   for (; i + w <= n; i += w) some(std::integral_constant<int, 1>{}, z + i);
   plain = sum_lanes<F>(sum);
   tempered = sum_lanes<F>(scaled_sum);

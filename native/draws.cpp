@@ -83,12 +83,9 @@ inline double ranked(List<double>& v, int64_t k) {
 // Masses of blocks, and their cumulative sums, relative to the largest logit.
 inline double cumulate(const double* top, const double* mass, int64_t blocks, double highest, double scale, Scratch& s) {
   s.scaled.resize(blocks), s.cumulative.resize(blocks);
+  exponentials_of(top, blocks, highest, scale, s.scaled.data());
   double total = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const double x = (top[b] - highest) * scale;
-    s.scaled[b] = mass[b] > 0 && x > -746 ? mass[b] * std::exp(x) : 0;
-    s.cumulative[b] = total += s.scaled[b];
-  }
+  for (int64_t b = 0; b < blocks; ++b) s.cumulative[b] = total += s.scaled[b] *= mass[b];
   return total;
 }
 
@@ -359,19 +356,22 @@ class RowDraw {
     F low = static_cast<F>(bound);
     if (static_cast<double>(low) > bound) low = std::nextafter(low, static_cast<F>(-infinity));
     low = std::max(low, std::numeric_limits<F>::lowest());
-    s.list.clear();
+    int64_t count = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       if (!(sums.top[b] >= low)) continue;
       const F* z = row(b, buffer);
       const int64_t n = row.size(b);
+      s.list.resize(count + n);
       for (int64_t j = 0; j < n; j += w) {
         const vec<F> each = n - j < w ? load_some(z + j, 1, n - j, static_cast<F>(-infinity)) : load(z + j);
         for (unsigned lanes = lanes_of(mask<F>(each >= splat(low))); lanes; lanes &= lanes - 1) {
           const int64_t k = j + __builtin_ctz(lanes);
-          s.list.add(b * block + k, z[k]);
+          s.list.index[count] = b * block + k;
+          s.list.z[count++] = z[k];
         }
       }
     }
+    s.list.resize(count);
   }
 
   // A logit that at least k others reach: the k-th largest of the blocks' maxima, or of their lanes'.
@@ -438,7 +438,10 @@ class RowDraw {
       bound = bound_of_ranks();
     }
     gather(bound - 1e-9 * std::fabs(bound));
+    const bool flat = 2 * s.list.size() > row.classes;
+    if (flat) gather(-infinity);
     s.list.weigh(scale);
+    if (flat) mass = s.list.total();  // of the whole row, in doubles
     double now = scale;
     for (int at = asked.first; at < steps; ++at) {
       const int each = call.order[at];
@@ -447,18 +450,12 @@ class RowDraw {
         s.list.weigh(now);
       } else if (Request::active(call, i, each)) {
         if (at > asked.first || step == typical_p || step == eta_cutoff || step == top_k || step == min_p)
-          s.list.filter(each, call.rule[each][i], now, sum_of_list(), s.selection);
+          s.list.filter(each, call.rule[each][i], now, s.list.total(), s.selection);
         else
-          first_filter(step, value, scale, mass, spread);
+          first_filter(step, value, scale, mass, flat ? 0 : mass_error, spread);
         if (each == typical_p) s.list.weigh(now);  // the largest may be gone
       }
     }
-  }
-
-  double sum_of_list() const {
-    double total = 0;
-    for (const double each : s.list.mass) total += each;
-    return total;
   }
 
   // Where top_k and min_p come first, in either order: what neither of them keeps.
@@ -480,20 +477,19 @@ class RowDraw {
   }
 
   // The first filter, which looks at the whole row, of which the list is a part.
-  void first_filter(int step, double value, double scale, double mass, double spread) {
+  void first_filter(int step, double value, double scale, double mass, double error, double spread) {
     Shortlist& list = s.list;
     if (step == top_n_sigma) {
       const double least = -(value * (spread * scale));
       return list.keep_if([&](int64_t k) { return (list.z[k] - list.top) * scale >= least; });
     }
     // Whether the roundings of the sums could decide otherwise.
-    const double low = value * mass * (1 - mass_error), high = value * mass * (1 + mass_error);
+    const double low = value * mass * (1 - error), high = value * mass * (1 + error);
     bool close = false;
     if (step == top_p) {
       Selection& selection = s.selection;
-      selection.find(list.size(), value * mass, [&](int64_t at) { return -list.z[at]; },
-                     [&](int64_t at) { return list.mass[at]; });
-      close = (selection.before > 0 && selection.before >= low) || selection.reached < high;
+      list.select(value * mass, list.mass.data(), selection);
+      close = error > 0 && ((selection.before > 0 && selection.before >= low) || selection.reached < high);
     } else {
       for (const double each : list.mass) close = close || (each >= std::min(low, 1.0) && each < std::min(high, 1.0));
     }
@@ -583,11 +579,12 @@ void draw_weights(const WeightsCall& call, int64_t i, Scratch& s) {
   const double* uniforms = call.uniforms + i * call.samples;
   if (!call.replacement) {
     Shortlist& list = s.list;
-    list.clear();
+    list.resize(count);
+    int64_t at = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       const F* p = row.raw(b, buffer);
       for (int64_t j = 0; j < row.size(b); ++j)
-        if (p[j] > 0) list.add(b * block + j, p[j]);
+        if (p[j] > 0) list.index[at] = b * block + j, list.z[at++] = p[j];
     }
     const auto weigh = [&] {
       int exponent;
@@ -740,17 +737,17 @@ void topk(DType type, const Tile& z, int64_t k, double* value, int64_t* index, i
       double bound = -infinity;
       some = 2 * k <= blocks ? tops : all;
       if (k < static_cast<int64_t>(some.size())) bound = ranked(some, k);
-      list.clear();
+      int64_t count = 0;
       for (int64_t b = 0; b < blocks; ++b) {
         if (!(tops[b] >= bound)) continue;
         const F* at = row.raw(b, buffer);
+        list.resize(count + row.size(b));
         for (int64_t j = 0; j < row.size(b); ++j)
-          if (at[j] >= bound) list.add(b * block + j, at[j]);
+          if (at[j] >= bound) list.index[count] = b * block + j, list.z[count++] = at[j];
       }
-      list.mass.resize(list.z.size());
-      const auto key = [&](int64_t at) { return -list.z[at]; };
-      selection.find(list.size(), static_cast<double>(k), key, [](int64_t) { return 1.0; });
-      list.keep_if([&](int64_t at) { return selection.holds(key(at), at); });
+      list.resize(count), list.mass.resize(count);
+      list.select(static_cast<double>(k), nullptr, selection);
+      list.keep_if([&](int64_t at) { return selection.holds(at); });
       order.resize(list.size());
       for (int64_t at = 0; at < list.size(); ++at) order[at] = at;
       std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {

@@ -11,50 +11,82 @@ struct Own : std::allocator<T> {
 template <class T>
 using List = std::vector<T, Own<T>>;
 
+// The least and the largest of n numbers.
+inline void range_of(const double* v, int64_t n, double& least, double& largest) {
+  constexpr int w = Vec<double>::width;
+  vec<double> low = splat(infinity), high = splat(-infinity);
+  for (int64_t i = 0; i < n; i += w) {
+    const bool some = n - i < w;
+    low = smaller(some ? load_some(v + i, 1, n - i, infinity) : load(v + i), low);
+    high = larger(some ? load_some(v + i, 1, n - i, -infinity) : load(v + i), high);
+  }
+  least = low[0], largest = high[0];
+  for (int k = 1; k < w; ++k) least = low[k] < least ? low[k] : least, largest = high[k] > largest ? high[k] : largest;
+}
+
+inline double sum_of(const double* v, int64_t n) {
+  constexpr int w = Vec<double>::width;
+  vec<double> sum{};
+  for (int64_t i = 0; i < n; i += w) sum += n - i < w ? load_some(v + i, 1, n - i, 0.0) : load(v + i);
+  double total = 0;
+  for (int k = 0; k < w; ++k) total += sum[k];
+  return total;
+}
+
 // Finds the end of the shortest beginning, by ascending key and then position, whose weight reaches the target. A
 // histogram of the weights by key finds the bin where that happens, then one of the bin's entries, and so on: n steps
 // or a little more, nothing is sorted but the last few.
 class Selection {
   static constexpr int bins = 1024, small = 128, levels = 8;
-  List<int64_t> subset, next;
-  List<double> weights;
+  List<int64_t> subset;
+  List<double> some_keys, weights;
 
  public:
-  double key = infinity;  // of the last entry that is inside, and its position
+  List<double> keys;       // of the entries, set by the caller
+  double key = infinity;   // of the last entry that is inside, and its position
   int64_t position = std::numeric_limits<int64_t>::max();
   double before = 0, reached = 0;  // the weight of all entries ahead of it, and with it
 
-  bool holds(double k, int64_t at) const { return k < key || (k == key && at <= position); }
+  bool holds(int64_t at) const { return keys[at] < key || (keys[at] == key && at <= position); }
 
-  // key_of(i) and weight_of(i) >= 0 for i in [0, n). At least one entry is inside; all are if the target is not reached.
-  template <class Key, class Weight>
-  void find(int64_t n, double target, const Key& key_of, const Weight& weight_of) {
+  // Weights are >= 0; null: each is 1. At least one entry is inside; all are if the target is not reached.
+  void find(double target, const double* weight) {
     key = infinity, position = std::numeric_limits<int64_t>::max(), before = reached = 0;
-    subset.resize(n);
-    for (int64_t i = 0; i < n; ++i) subset[i] = i;
-    for (int level = 0; static_cast<int64_t>(subset.size()) > small && level < levels; ++level) {
-      double low = infinity, high = -infinity;
-      for (const int64_t i : subset) low = std::min(low, key_of(i)), high = std::max(high, key_of(i));
+    const auto weight_of = [&](int64_t i) { return weight ? weight[i] : 1.0; };
+    const double* from = keys.data();
+    int64_t n = static_cast<int64_t>(keys.size());
+    bool whole = true;  // the subset is all entries
+    const auto entry = [&](int64_t k) { return whole ? k : subset[k]; };
+    for (int level = 0; n > small && level < levels; ++level) {
+      double low, high;
+      range_of(from, n, low, high);
       const double scale = (bins - 1) / (high - low);
       if (!(scale > 0 && scale < infinity)) break;
-      const auto bin_of = [&](int64_t i) { return static_cast<int>((key_of(i) - low) * scale); };
+      const auto bin_of = [&](int64_t k) { return static_cast<int>((from[k] - low) * scale); };
       weights.assign(bins, 0);
-      for (const int64_t i : subset) weights[bin_of(i)] += weight_of(i);
+      for (int64_t k = 0; k < n; ++k) weights[bin_of(k)] += weight_of(entry(k));
       int found = 0;
       double sum = before;
       while (found < bins && !(weights[found] > 0 && sum + weights[found] >= target)) sum += weights[found++];
-      if (found == bins) return;  // all inside, or rounding: the last bins decide nothing
+      if (found == bins) return;  // not reached
       before = sum;
-      next.clear();
-      for (const int64_t i : subset)
-        if (bin_of(i) == found) next.push_back(i);
-      subset.swap(next);
+      if (whole) subset.resize(n);
+      int64_t count = 0;
+      for (int64_t k = 0; k < n; ++k)
+        if (bin_of(k) == found) subset[count++] = entry(k);
+      n = count, whole = false;
+      subset.resize(n), some_keys.resize(n);
+      for (int64_t k = 0; k < n; ++k) some_keys[k] = keys[subset[k]];
+      from = some_keys.data();
     }
-    std::sort(subset.begin(), subset.end(), [&](int64_t a, int64_t b) {
-      return key_of(a) < key_of(b) || (key_of(a) == key_of(b) && a < b);
-    });
+    if (whole) {
+      subset.resize(n);
+      for (int64_t k = 0; k < n; ++k) subset[k] = k;
+    }
+    std::sort(subset.begin(), subset.end(),
+              [&](int64_t a, int64_t b) { return keys[a] < keys[b] || (keys[a] == keys[b] && a < b); });
     for (const int64_t i : subset) {
-      key = key_of(i), position = i, reached = before + weight_of(i);
+      key = keys[i], position = i, reached = before + weight_of(i);
       if (reached >= target) return;
       before = reached;
     }
@@ -88,26 +120,19 @@ class Shortlist {
  public:
   List<int64_t> index;
   List<double> z, mass;
-  double top = -infinity, total = 0;
+  double top = -infinity;
 
   int64_t size() const { return static_cast<int64_t>(index.size()); }
+  double total() const { return sum_of(mass.data(), size()); }
 
-  void clear() {
-    index.clear();
-    z.clear();
-  }
-
-  void add(int64_t j, double logit) {
-    index.push_back(j);
-    z.push_back(logit);
-  }
+  void resize(int64_t n) { index.resize(n), z.resize(n); }
 
   // Sets the masses, relative to the largest.
   void weigh(double scale) {
-    top = -infinity;
-    for (const double each : z) top = std::max(top, each);
+    double least;
+    range_of(z.data(), size(), least, top);
     mass.resize(z.size());
-    total = exponentials_of(z.data(), size(), top, scale, mass.data());
+    exponentials_of(z.data(), size(), top, scale, mass.data());
   }
 
   template <class Keep>
@@ -115,7 +140,7 @@ class Shortlist {
     int64_t n = 0;
     for (int64_t i = 0; i < size(); ++i)
       if (keep(i)) index[n] = index[i], z[n] = z[i], mass[n] = mass[i], ++n;
-    index.resize(n), z.resize(n), mass.resize(n);
+    resize(n), mass.resize(n);
   }
 
   double deviation() const {
@@ -126,20 +151,24 @@ class Shortlist {
     return std::sqrt(square / size());
   }
 
+  // Finds what has together the weight, the largest logits first.
+  void select(double target, const double* weight, Selection& selection) const {
+    selection.keys.resize(z.size());
+    for (size_t i = 0; i < z.size(); ++i) selection.keys[i] = -z[i];
+    selection.find(target, weight);
+  }
+
   // Applies one filter. `whole` is the mass, relative to the largest, of all that earlier filters kept.
   void filter(int step, double value, double scale, double whole, Selection& selection) {
-    const auto negative = [&](int64_t i) { return -z[i]; };
-    const auto inside = [&](const auto& key_of) {
-      keep_if([&](int64_t i) { return selection.holds(key_of(i), i); });
-    };
+    const auto inside = [&] { keep_if([&](int64_t i) { return selection.holds(i); }); };
     if (step == top_k) {
       if (value >= size()) return;
-      selection.find(size(), value, negative, [](int64_t) { return 1.0; });
-      return inside(negative);
+      select(value, nullptr, selection);
+      return inside();
     }
     if (step == top_p) {
-      selection.find(size(), value * whole, negative, [&](int64_t i) { return mass[i]; });
-      return inside(negative);
+      select(value * whole, mass.data(), selection);
+      return inside();
     }
     if (step == min_p) return keep_if([&](int64_t i) { return mass[i] >= value; });
     if (step == top_n_sigma) {
@@ -151,10 +180,11 @@ class Shortlist {
       for (int64_t i = 0; i < size(); ++i) product += mass[i] > 0 ? mass[i] * ((z[i] - top) * scale) : 0;
     const double log_whole = std::log(whole), entropy = log_whole - product / whole;
     if (step == typical_p) {
-      const auto distance = [&](int64_t i) { return std::fabs((log_whole - (z[i] - top) * scale) - entropy); };
-      selection.find(size(), value * whole, distance, [&](int64_t i) { return mass[i]; });
-      keep_if([&](int64_t i) { return selection.holds(distance(i), i) && mass[i] > 0; });
-      return;
+      selection.keys.resize(z.size());
+      for (int64_t i = 0; i < size(); ++i)
+        selection.keys[i] = std::fabs((log_whole - (z[i] - top) * scale) - entropy);
+      selection.find(value * whole, mass.data());
+      return keep_if([&](int64_t i) { return selection.holds(i) && mass[i] > 0; });
     }
     const double least = step == epsilon_cutoff ? value : std::min(value, std::sqrt(value) * std::exp(-entropy));
     const double threshold = std::min(least * whole, 1.0);

@@ -105,12 +105,11 @@ def read(
     """Check a request for draws from rows of this shape; ``random_seed`` makes a seed where none is given."""
     if not options.keys() <= NAMES:
         raise TypeError(f"unexpected argument {min(options.keys() - NAMES)!r}")
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if options.get("temperature", 1.0) is None:
         raise TypeError("temperature is None, expected a number or one per row")
+    given.setdefault("temperature", 1.0)
     rules = Rules(**{name: per_row(name, given[name], shape) for name in Rules._fields if name in given})
-    if rules.temperature is None:
-        rules = rules._replace(temperature=np.ones(math.prod(shape)))
     if rules.top_k is not None:
         rules = rules._replace(top_k=np.where(rules.top_k <= 0, math.inf, rules.top_k))
     samples = 1 if num_samples is None else read_count(num_samples)
@@ -226,11 +225,11 @@ CHANGES = (
 )  # fmt: skip
 
 
-def read_changes(shape: Shape, options: DrawOptions) -> Changes:
+def read_changes(shape: Shape, options: dict[str, Any]) -> Changes:
     """Check what changes single logits."""
     if options.keys().isdisjoint(CHANGES):
         return Changes(math.prod(shape), {}, {}, {})
-    penalties = {name: per_row(name, options[name], shape) if name in options else None for name in CHANGES[:3]}  # type: ignore[literal-required]
+    penalties = {name: per_row(name, options[name], shape) if name in options else None for name in CHANGES[:3]}
     ids = {name: read_ids(name, options.get(name), shape) for name in ("token_ids", "prompt_ids")}
     for name, value in penalties.items():
         there = ids["token_ids"] is not None or (ids["prompt_ids"] is not None and name == "repetition_penalty")

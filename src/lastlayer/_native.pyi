@@ -49,3 +49,35 @@ def loss(
     threads: int,
 ) -> float: ...
 def softmax(dtype: int | None, z: Tile, out: Tile, log: bool, threads: int) -> None: ...
+def address(array: object) -> int: ...
+def uniforms(seed: int, offset: int, step: int, rows: int, samples: int, second: bool, out: int) -> None: ...
+def draw(
+    dtype: int | None,
+    z: Tile,
+    uniforms: int,
+    samples: int,
+    rules: list[int],
+    order: list[int],
+    edits: list[int],
+    replacement: bool,
+    out: list[int],
+    threads: int,
+) -> None: ...
+def multinomial(
+    dtype: int | None, p: Tile, uniforms: int, samples: int, replacement: bool, index: int, status: int, threads: int
+) -> None: ...
+def masses(dtype: int | None, z: Tile, temperature: int, top: int, mass: int, threads: int) -> None: ...
+def choose(
+    top: int,
+    mass: int,
+    rows: int,
+    blocks: int,
+    temperature: int,
+    uniforms: int,
+    samples: int,
+    chosen: int,
+    fraction: int,
+    threads: int,
+) -> None: ...
+def inside(dtype: int | None, z: Tile, temperature: int, fraction: int, index: int, threads: int) -> None: ...
+def topk(dtype: int | None, z: Tile, k: int, value: int, index: int, threads: int) -> None: ...

@@ -48,4 +48,4 @@ def uniforms(
     counter = (offset & MASK, offset >> LOW, step & MASK, np.arange(samples, dtype=np.uint64)[None])
     words = philox(counter, (seed & MASK, seed >> LOW))
     low, high = words[2:] if second else words[:2]
-    return ((high << LOW | low) >> np.uint64(11)) * 2.0**-53
+    return ((high << LOW | low) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -220,6 +220,7 @@ def drawn(z: Array, asked: Asked, shape: tuple[int, ...]) -> Drawn:
     """Draw from each row of z (N, V), or say which of the rows, of this shape, cannot be drawn from."""
     backend = _backends.choose(z)
     edits = edits_of(asked.changes, z.shape[1], lambda rows, index: numbers_at(z, rows, index))
+    found: Drawn
     if backend is not _backends.reference:
         found = backend.draw(z, asked.uniforms, asked.rules, asked.order, edits, asked.replacement)
     else:
