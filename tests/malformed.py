@@ -176,7 +176,7 @@ BUDGET = [*swap("range", 0, 1, -1), *swap("type", "a", None)]
 DRAWS = [*swap("range", 0, -1), *swap("type", 1.5, "a")]
 TEMPERATURE = [
     *swap("range", -1.0, NAN, INF),
-    NONE,
+    NONE._replace(shows="None"),
     *TEXT,
     COMPLEX,
     MORE_ROWS,
@@ -193,6 +193,35 @@ NO_WEIGHTS = [
     Defect("a row of zeros", row_of(0.0), "range", "row 1"),
     Defect("too few weights", lambda a: np.where(a < 0, 1.0, np.eye(3)[np.arange(len(a)) % 3]), "range", "1 weights"),
     NO_CLASSES,
+]
+
+NOT_REAL = COMPLEX._replace(shows="complex128")  # what is asked for is NumPy's by then
+PER_ROW = [*TEXT, NOT_REAL, MORE_ROWS, META]
+FRACTION = [*PER_ROW, *swap("range", -0.1, 1.5, NAN, INF), *plant("range", -0.5, 1.5, NAN)]
+REAL_NUMBER = [*PER_ROW, *swap("range", NAN, INF, -INF), *plant("range", NAN)]
+NOT_INTEGERS = [NOT_REAL, BOOL._replace(shows="bool"), Defect("float", lambda a: a * 1.0, "type", "float64")]
+INTEGERS = [*TEXT, *NOT_INTEGERS, MORE_ROWS, META]
+WORD = [*INTEGERS, *swap("type", 1.5), Defect("2**64", lambda _: 2**64, "range", "64 bits")]
+IDS_OF_ROWS = [
+    *INTEGERS,
+    SCALAR._replace(shows=r"\(\)|no dimensions"),
+    *plant("class", 3, 2**40),
+    Defect("(N, L, 1)", lambda a: a[..., None], "shape"),
+]
+TRIPLES = [
+    *swap("type", 5, "abc", (1, 2), (1, 2, 3, 4)),
+    Defect("classes of text", lambda t: (t[0], "abc", *t[2:]), "type", "<U3"),
+    Defect("rows of floats", lambda t: (t[0] * 1.0, *t[1:]), "type", "float64"),
+    Defect("one row more", lambda t: (t[0] + 5, *t[1:]), "class", r"= 5 is outside \[0, 5\)"),
+    Defect("a negative row", lambda t: (t[0] - 1, *t[1:]), "class", r"= -1 is outside \[0, 5\)"),
+    Defect("one class more", lambda t: (t[0], t[1] + 3, *t[2:]), "class", r"= 3 is outside \[0, 3\)"),
+    Defect("lengths", lambda t: (t[0], np.zeros(3, int), *t[2:]), "shape", r"\(2,\), \(3,\)"),
+]
+BIASES = [
+    *TRIPLES,
+    Defect("a bias of inf", lambda t: (t[0], t[1], np.array([0.0, INF])), "range", "inf"),
+    Defect("a bias of NaN", lambda t: (t[0], t[1], np.array([0.0, NAN])), "range", "nan"),
+    Defect("a bias of text", lambda t: (t[0], t[1], "abc"), "type", "<U3"),
 ]
 
 # Good values.
@@ -229,6 +258,46 @@ GRID = [
 SOFT = [*TYPES, Defect("V-1", lambda a: a[:, :-1], "shape"), *ROWS, *NO_PROBABILITY, META]
 CLASS_WEIGHT = [*OPTIONAL, *PER_CLASS, *only("numpy", NEGATIVE), HALF, META]
 FACTORS = [*OPTIONAL, MORE_CLASSES, *only("numpy", NEGATIVE), META]
+AT = np.array([0, 4]), np.array([0, 2])  # rows and classes
+KS, SEEDS, TOKENS = np.array([2, 1, 3, 0, -1]), np.arange(5), np.array([[0, 2], [1, -1], [2, 2], [0, 1], [-1, -1]])
+BOTH_GIVEN = [Defect("3", lambda _: 3, "range", "both given")]
+HOW_TO_DRAW: Arguments = {
+    "temperature": (REALS, [NOT_REAL if defect is COMPLEX else defect for defect in (*TEMPERATURE, META)]),
+    "top_k": (KS, [*INTEGERS, *swap("range", -2), *swap("type", 1.5), *plant("range", -5)]),
+    **{name: (REALS, FRACTION) for name in ("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")},
+    "top_n_sigma": (REALS, [*PER_ROW, *swap("range", -0.5, NAN), *plant("range", -2.0, NAN)]),
+    "repetition_penalty": (REALS, [*REAL_NUMBER, *swap("range", 0.0, -1.0), *plant("range", 0.0)]),
+    "presence_penalty": (REALS, REAL_NUMBER),
+    "frequency_penalty": (REALS, REAL_NUMBER),
+    "token_ids": (TOKENS, [*IDS_OF_ROWS, Defect("None", lambda _: None, "range", "needs token_ids")]),
+    "prompt_ids": (TOKENS, IDS_OF_ROWS),
+    "logit_bias": ((*AT, np.array([0.5, -INF])), BIASES),
+    "bans": (AT, [defect for defect in TRIPLES if defect.label != "(1, 2)"]),
+    "order": (
+        "vllm",
+        [
+            *swap("range", "hf"),
+            Defect("top_q", lambda _: ("top_q",), "range", "'top_q'"),
+            Defect("twice", lambda _: ("top_k",) * 2, "range", "twice"),
+        ],
+    ),
+    "seed": (SEEDS, WORD),
+    "offset": (SEEDS, WORD),
+    "step": (SEEDS, [*INTEGERS, *swap("range", -1, 2**32), *swap("type", 1.5), *plant("range", -1, 2**32)]),
+}
+MULTINOMIAL_WORDS: Arguments = {
+    "input": (P, NO_WEIGHTS),
+    "num_samples": (2, []),
+    **{name: HOW_TO_DRAW[name] for name in ("seed", "offset", "step")},
+}
+ONE_BY_ONE: Arguments = {
+    "input": (
+        Z,
+        [Defect("one class in a row", lambda a: np.where(a < 0, -INF, a) * [1, 1, 1], "range", "fewer classes")],
+    ),
+    "num_samples": (3, swap("range", 4)),
+    "replacement": (False, []),
+}
 INDEX_LOSS: Arguments = {
     "input": (Z, [*LOGITS, *ROWS]),
     "target": (Y, INDICES),
@@ -426,6 +495,8 @@ NUMPY: dict[str, tuple[Callable[..., Any], Arguments]] = {
             "rng": (0, swap("type", "abc", 1.5)),
         },
     ),
+    "categorical[options]": (ll.categorical, {"input": (Z, NO_DRAW), **HOW_TO_DRAW, "rng": (None, BOTH_GIVEN)}),
+    "categorical[one by one]": (ll.categorical, ONE_BY_ONE),
     "multinomial": (
         ll.multinomial,
         {
@@ -434,6 +505,7 @@ NUMPY: dict[str, tuple[Callable[..., Any], Arguments]] = {
             "rng": (0, swap("type", "abc", 1.5)),
         },
     ),
+    "multinomial[words]": (ll.multinomial, MULTINOMIAL_WORDS),
     "likelihood.bernoulli.nll": (
         likelihood.bernoulli.nll,
         {"data": (BITS, [*TYPES, *plant("range", 0.5, 2.0, -1.0, NAN)]), "probs": SHARES, "unit": UNITS},
@@ -656,10 +728,18 @@ def torch_table() -> dict[str, tuple[Callable[..., Any], Callable[..., Any] | No
             {
                 "input": (Z, [*LOGITS, SCALAR, META, *NO_DRAW]),
                 "num_samples": (2, DRAWS),
-                "temperature": (REALS, [*TEMPERATURE, META]),
+                "temperature": HOW_TO_DRAW["temperature"],
                 "generator": generator,
             },
         ),
+        "categorical[options]": (F.categorical, None, {"input": (Z, NO_DRAW), **HOW_TO_DRAW}),
+        "categorical[one by one]": (F.categorical, None, ONE_BY_ONE),
+        "categorical[seed]": (
+            F.categorical,
+            None,
+            {"input": (Z, []), "seed": (None, BOTH_GIVEN), "generator": (torch.Generator(), [])},
+        ),
+        "multinomial[words]": (F.multinomial, None, MULTINOMIAL_WORDS),
         "multinomial": (
             F.multinomial,
             torch.multinomial,

@@ -1,39 +1,46 @@
-"""The laws of draws: the class that float64 cumulative sums say, tails included, and never one of probability 0."""
+"""The laws of ``categorical`` and ``multinomial`` for NumPy: how draws are asked for, and what they depend on.
+
+What is drawn is tested in test_draws.py, backend by backend; here both front doors are, with each backend behind them.
+"""
+
+from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import laws
 import ml_dtypes
 import numpy as np
 import pytest
+import sampling_models as models
 import scipy.special
 import scipy.stats
 
 import lastlayer as ll
-from lastlayer import _algebra, sampling
+from lastlayer import _backends, _draw_arguments, sampling
 
 TYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-LAST = 1 - 2.0**-53  # the largest uniform
 UNLIKELY = 1e-4  # of a correct sampler failing; seeds are fixed, so a test that passes keeps passing
+NAN, INF = np.nan, np.inf
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20261122)
+@pytest.fixture(params=["reference", "cpu"], autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Each backend in turn, named by the user."""
+    module = getattr(_backends, request.param)
+    if module is None:
+        pytest.skip("the native module is not built")
+    monkeypatch.setenv("LASTLAYER_BACKEND", request.param)
+    return module
 
 
-def reference(weights, uniforms):
+def inverse(weights: Any, uniforms: Any) -> Any:
     """Return the first class whose float64 cumulative weight exceeds u * total, row by row."""
     cumulative = np.cumsum(weights, -1)
     return np.stack([np.searchsorted(c, u * c[-1], side="right") for c, u in zip(cumulative, uniforms, strict=True)])
 
 
-def draw_logits(z, uniforms, temperature=1.0):
-    z, uniforms = np.asarray(z), np.asarray(uniforms, np.float64)
-    return sampling.from_logits(z, np.full(len(z), float(temperature)), uniforms, (len(z),))
-
-
-def assert_frequencies(counts, probs):
+def assert_frequencies(counts: Any, probs: Any) -> None:
     """Chi-square over the classes that are expected at least 10 times, the rest as one."""
     expected = probs * counts.sum()
     head = expected >= 10
@@ -43,8 +50,8 @@ def assert_frequencies(counts, probs):
     assert scipy.stats.chisquare(counts[some], expected[some]).pvalue > UNLIKELY
 
 
-def assert_mass_per_decade(counts, probs):
-    """In every decade of p the draws are as many as they should be, to the Poisson tails."""
+def assert_mass_per_decade(counts: Any, probs: Any) -> None:
+    """In every decade of p the draws are as many as they should be, to the binomial tails."""
     decade = np.floor(np.log10(np.where(probs > 0, probs, 1.0)))
     assert len(set(decade)) >= 5
     for d in set(decade[probs > 0]):
@@ -53,49 +60,138 @@ def assert_mass_per_decade(counts, probs):
         assert low <= seen <= high, (d, expected, seen)
 
 
-# The same uniforms, the same class
+def assert_equal(some: Any, others: Any) -> None:
+    """Two samples are the same, to the bit."""
+    for name, a, b in zip(sampling.Sample._fields, some, others, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("classes", [1, 2, 3, 31, 64, 5000])
-def test_draws_equal_a_float64_reference(dtype, temperature, classes, rng):
-    z = (rng.standard_normal((9, classes)) * 4).astype(dtype)
-    uniforms = rng.random((9, 50))
-    x = z.astype(np.float64)
-    weights = np.exp((x - x.max(-1, keepdims=True)) / temperature)
-    sample = draw_logits(z, uniforms, temperature)
-    assert np.array_equal(sample.index, reference(weights, uniforms))
-    for logprob, t in [(sample.logprob, 1.0), (sample.sampled_logprob, temperature)]:
-        exact = np.take_along_axis(_algebra.log_softmax(x / t), sample.index, -1)
-        laws.assert_within(logprob, exact, exact, np.float32, terms=classes)
+# Which uniform a draw gets
 
 
-def test_both_ends_of_the_uniforms():
-    z = [[-np.inf, -np.inf, 0.0, -np.inf, 1.0, -np.inf], [-800.0, 0.0, -np.inf, 0.0, 0.0, -800.0]]
-    first = draw_logits(z, [[0.0], [0.0]]).index[:, 0]
-    last = draw_logits(z, [[LAST], [LAST]]).index[:, 0]
-    assert first.tolist() == [2, 1]
-    assert last.tolist() == [4, 4]
+def uniforms_of(shape: tuple[int, ...], samples: int, seed: Any, offset: Any = None, step: Any = 0) -> Any:
+    return _draw_arguments.read_uniforms(seed, offset, step, shape, samples)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_last_uniform_stays_below_any_total(seed):
-    rng = np.random.default_rng(seed)
-    weights = rng.random((50, 37))
-    weights[:, -5:] = 0
-    assert (sampling.draw(weights, np.full((50, 1), LAST)) < 32).all()
-    assert (sampling.draw(weights[:, ::-1], np.zeros((50, 1))) == 5).all()
+@pytest.mark.parametrize(
+    ("seed", "offset", "step"),
+    [
+        (5, None, 0),
+        (2**64 - 1, None, 2**32 - 1),
+        (-1, -1, 7),
+        (5, np.array([[3, 2**63, 9]], np.uint64), 0),
+        ([[1, 2, 3], [4, 5, 6]], None, [[1], [2]]),
+        ([[7], [8]], [0, 1, 2], np.uint8(3)),
+    ],
+)
+def test_draws_follow_from_seed_offset_and_step(seed, offset, step, rng):
+    z = rng.standard_normal((2, 3, 400))
+    sample = ll.categorical(z, 30, seed=seed, offset=offset, step=step, temperature=0.7)
+    words = [np.array(np.broadcast_to(np.asarray(each), (2, 3))).astype(np.uint64).reshape(6) for each in (seed, step)]
+    default = np.arange(6) * (np.ndim(seed) == 0)
+    offsets = default if offset is None else np.broadcast_to(np.asarray(offset), (2, 3)).reshape(6)
+    u = sampling._backends.reference.uniforms(words[0], offsets.astype(np.uint64), words[1], 30)
+    weights = np.exp((z - z.max(-1, keepdims=True)).reshape(6, 400) / 0.7)
+    assert np.array_equal(sample.index.reshape(6, 30), inverse(weights, u))
+
+
+def test_a_row_s_draws_are_its_own(rng):
+    """Batch-mates, the place in the batch, the number of samples and the axis do not matter: only the words do."""
+    z = (rng.standard_normal((7, 500)) * 3).astype(np.float32)
+    seeds, offsets, steps = rng.integers(0, 2**62, (3, 7)) % [[2**62], [2**62], [2**32]]
+    numbers = {
+        "temperature": rng.uniform(0.5, 2, 7), "top_k": rng.integers(5, 100, 7), "top_p": rng.uniform(0.5, 1, 7),
+        "repetition_penalty": rng.uniform(1, 2, 7),
+    }  # fmt: skip
+    ids = rng.integers(-1, 500, (7, 12))
+    words = {"seed": seeds, "offset": offsets, "step": steps}
+    whole = ll.categorical(z, 9, **words, **numbers, token_ids=ids)
+    for rows in ([3], [5, 1], [6, 5, 4, 3, 2, 1, 0], [2, 2, 2]):
+        some = {name: value[rows] for name, value in {**words, **numbers}.items()}
+        part = ll.categorical(z[rows], 9, **some, token_ids=ids[rows])
+        assert_equal(part, [field[rows] for field in whole])
+    for i in range(7):
+        some = {name: value[i] for name, value in {**words, **numbers}.items()}
+        assert_equal(ll.categorical(z[i], 9, **some, token_ids=ids[i]), [field[i] for field in whole])
+    fewer = ll.categorical(z, 4, **words, **numbers, token_ids=ids)
+    one = ll.categorical(z, **words, **numbers, token_ids=ids)
+    for name, a, b, c in zip(sampling.Sample._fields, whole, fewer, one, strict=True):
+        per_row = name in sampling.PER_ROW
+        assert np.array_equal(a if per_row else a[:, :4], b)
+        assert np.array_equal(a if per_row else a[:, 0], c)
+    moved = ll.categorical(z.T, 9, axis=0, **words, **numbers, token_ids=ids)
+    assert_equal(whole, moved)
+
+
+def test_words_that_differ_give_other_draws():
+    z = np.zeros((4, 1000))
+    base = {"seed": 1, "offset": np.arange(4), "step": 0}
+    draws = [ll.categorical(z, 200, **base).index]
+    for change in ({"seed": 2}, {"seed": 1 + 2**32}, {"offset": np.arange(4) + 4}, {"step": 1}, {"step": 2**31}):
+        draws.append(ll.categorical(z, 200, **{**base, **change}).index)
+    same = [np.mean(a == b) for a, b in itertools.combinations(draws, 2)]
+    assert max(same) < scipy.stats.binom.ppf(1 - UNLIKELY, 800, 1e-3) / 800
+    rows = [np.mean(draws[0][i] == draws[0][j]) for i, j in itertools.combinations(range(4), 2)]
+    assert max(rows) < scipy.stats.binom.ppf(1 - UNLIKELY, 200, 1e-3) / 200
+
+
+@pytest.mark.parametrize("word", ["seed", "offset", "step", "sample"])
+def test_draws_of_neighbouring_words_are_independent(word):
+    """Pairs of classes drawn at n and n + 1 come as often as p_i p_j."""
+    n, p = 60_000, np.array([0.1, 0.4, 0.2, 0.3])
+    words = {"seed": 0, "offset": 0, "step": 0}
+    if word == "sample":
+        index = ll.categorical(np.log(p), 2 * n, seed=3).index
+    else:
+        index = ll.categorical(np.broadcast_to(np.log(p), (2 * n, 4)), **{**words, word: np.arange(2 * n)}).index
+    assert_frequencies(np.bincount(index[::2] * 4 + index[1::2], minlength=16), np.outer(p, p).reshape(-1))
+
+
+def test_seeds_of_all_rows_are_read(rng):
+    z = np.zeros((50, 20_000), np.float32)
+    assert len(set(ll.categorical(z, seed=np.arange(50)).index.tolist())) > 40
+    assert len(set(ll.categorical(z, seed=np.zeros(50, int)).index.tolist())) == 1
+    assert len(set(ll.categorical(z, seed=0).index.tolist())) > 40
+    mixed = ll.categorical(z, seed=[*[5] * 25, *range(25)]).index
+    assert len(set(mixed[:25].tolist())) == 1
+    assert len(set(ll.multinomial(z + 1, 1, seed=np.arange(50))[:, 0].tolist())) > 40
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "3", "7"])
+def test_threads_change_nothing(monkeypatch, threads, rng):
+    z = (rng.standard_normal((11, 70_000)) * 2).astype(np.float32)
+    numbers = {"temperature": 0.9, "top_p": rng.uniform(0.3, 1, 11), "min_p": 1e-4, "seed": 4}
+    drawn = ll.categorical(z, 3, **numbers), ll.categorical(z[:1], 3, temperature=0.8, seed=1)
+    index = ll.multinomial(np.exp(z), 3, seed=2)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert_equal(drawn[0], ll.categorical(z, 3, **numbers))
+    assert_equal(drawn[1], ll.categorical(z[:1], 3, temperature=0.8, seed=1))
+    assert np.array_equal(index, ll.multinomial(np.exp(z), 3, seed=2))
 
 
 def test_chunks_do_not_matter(rng, monkeypatch):
     z = rng.standard_normal((23, 10)).astype(np.float32)
-    whole = ll.categorical(z, 5, rng=3), ll.multinomial(np.exp(z), 4, rng=3)
+    numbers = {
+        "temperature": rng.uniform(0.5, 2, 23),
+        "top_k": rng.integers(1, 10, 23),
+        "token_ids": rng.integers(0, 10, (23, 4)),
+        "presence_penalty": rng.uniform(0, 2, 23),
+        "bans": (np.arange(23), rng.integers(0, 10, 23)),
+    }
+
+    def all_kinds() -> Any:
+        return (
+            *ll.categorical(z, 5, rng=3),
+            *ll.categorical(z, 5, rng=3, **numbers),
+            *ll.categorical(z, 5, rng=3, replacement=False),
+            ll.multinomial(np.exp(z), 4, rng=3),
+            ll.multinomial(np.exp(z), 4, True, rng=3),
+        )
+
+    whole = all_kinds()
     monkeypatch.setattr(sampling, "CHUNK_BYTES", 1)
-    pieces = ll.categorical(z, 5, rng=3), ll.multinomial(np.exp(z), 4, rng=3)
-    for a, b in zip(whole[0], pieces[0], strict=True):
+    for a, b in zip(whole, all_kinds(), strict=True):
         assert np.array_equal(a, b)
-    assert np.array_equal(whole[1], pieces[1])
 
 
 # Frequencies
@@ -109,6 +205,12 @@ def test_a_million_draws_in_the_head_and_in_every_decade(rng):
     assert_frequencies(counts, probs)
     assert_mass_per_decade(counts, probs)
     assert counts[probs == 0].sum() == 0
+
+
+def test_a_million_rows_of_one_draw(rng):
+    z = np.array([0.0, -INF, 1.0, -3.0, 2.0, -7.0, -INF], np.float32)
+    index = ll.categorical(np.broadcast_to(z, (1_000_000, 7)), seed=11).index
+    assert_frequencies(np.bincount(index, minlength=7), scipy.special.softmax(z.astype(np.float64)))
 
 
 def test_a_million_tempered_draws(rng):
@@ -126,15 +228,57 @@ def test_a_million_draws_from_weights(rng):
     assert counts[p == 0].sum() == 0
 
 
+# Weights
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("classes", [1, 2, 31, 1023, 1024, 1025, 5000])
+def test_draws_from_weights_equal_a_float64_reference(backend, dtype, classes, rng):
+    p = np.where(rng.random((8, classes)) < 0.3, 0, rng.random((8, classes))).astype(dtype)
+    p[:, classes // 2] = 0.5
+    index = ll.multinomial(p, 70, True, seed=9)
+    exact = inverse(p.astype(np.float64), uniforms_of((8,), 70, 9))
+    within = 2 * classes * (2.0**-53 if backend is _backends.reference else 2.0**-20)
+    assert (index != exact).sum() <= scipy.stats.binom.ppf(1 - UNLIKELY, index.size, min(1.0, within))
+    assert (np.take_along_axis(p, index, -1) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_weights_without_replacement_are_drawn_one_after_the_other(dtype, rng):
+    p = rng.random((40, 30)).astype(dtype)
+    index = ll.multinomial(p, 12, seed=1)
+    left = p.astype(np.float64)
+    uniforms = uniforms_of((40,), 12, 1)
+    for column in range(12):
+        assert np.array_equal(index[:, column], inverse(left, uniforms[:, column : column + 1])[:, 0])
+        np.put_along_axis(left, index[:, column : column + 1], 0, -1)
+
+
+def probabilities_of_pairs(p: Any) -> Any:
+    """Return p_i p_j / (1 - p_i), the law of two classes drawn without replacement."""
+    probs = np.zeros(len(p) ** 2)
+    for i, j in itertools.permutations(np.flatnonzero(p), 2):
+        probs[i * len(p) + j] = p[i] * p[j] / (1 - p[i])
+    return probs
+
+
 def test_pairs_without_replacement(rng):
     p = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
     pairs = ll.multinomial(np.broadcast_to(p, (200_000, 5)), 2, rng=rng)
-    counts = np.bincount(pairs[:, 0] * 5 + pairs[:, 1], minlength=25)
-    probs = np.zeros(25)
-    for i, j in itertools.permutations(range(4), 2):
-        probs[i * 5 + j] = p[i] * p[j] / (1 - p[i])
+    counts, probs = np.bincount(pairs[:, 0] * 5 + pairs[:, 1], minlength=25), probabilities_of_pairs(p)
     assert_frequencies(counts, probs)
     assert counts[probs == 0].sum() == 0
+
+
+def test_pairs_from_logits_without_replacement(rng):
+    z = np.array([0.3, -INF, 1.0, -1.0, 0.0], np.float32)
+    rows = np.broadcast_to(z, (200_000, 5))
+    sample = ll.categorical(rows, 2, replacement=False, rng=rng, temperature=0.8, top_k=3)
+    p = np.where(z < 0, 0.0, scipy.special.softmax(np.where(z < 0, -INF, z.astype(np.float64) / 0.8)))
+    pairs, probs = sample.index[:, 0] * 5 + sample.index[:, 1], probabilities_of_pairs(p)
+    assert_frequencies(np.bincount(pairs, minlength=25), probs)
+    said = sample.sampled_logprob.astype(np.float64).sum(-1)
+    laws.assert_within(said, np.log(probs[pairs]), np.log(probs[pairs]), np.float32, terms=5)
 
 
 def test_all_classes_without_replacement_are_a_permutation(rng):
@@ -144,15 +288,13 @@ def test_all_classes_without_replacement_are_a_permutation(rng):
     assert (np.sort(ll.multinomial(p, 6, rng=rng), -1) == [0, 1, 3, 4, 5, 6]).all()
 
 
-def test_an_unlikely_class_needs_more_than_a_uniform_of_zero():
-    """With 53 bits alone u = 0 would make any class the first to arrive: once in 2^53, whatever its weight."""
-    weights = np.array([[1.0, 1e-20, 0.0]])
-    uniforms = np.array([[[0.5, 0.0, 0.0], [0.5, 0.5, 0.0]]])
-    assert sampling.race(weights, uniforms, 2).tolist() == [[0, 1]]
-    uniforms[0, 1, 1] = 2.0**-40
-    assert sampling.race(weights, uniforms, 2).tolist() == [[1, 0]]
-    ends = np.array([[[LAST, LAST, 0.0], [LAST, LAST, 0.0]]])
-    assert sampling.race(weights, ends, 2).tolist() == [[0, 1]]
+def test_permutations_are_as_likely_as_they_should_be(rng):
+    """Of three classes all six orders come, each as often as the product of its steps."""
+    p = np.array([0.6, 0.3, 0.1])
+    index = ll.multinomial(np.broadcast_to(p, (120_000, 3)), 3, rng=rng)
+    orders = list(itertools.permutations(range(3)))
+    counts = np.array([(index == order).all(-1).sum() for order in orders])
+    assert_frequencies(counts, np.array([p[i] * p[j] / (1 - p[i]) for i, j, _ in orders]))
 
 
 def test_more_classes_than_float32_can_count(rng):
@@ -168,22 +310,169 @@ def test_more_classes_than_float32_can_count(rng):
     assert len(set((index // 2**20).tolist())) >= 16
 
 
-def test_weights_of_any_size(rng):
-    for scale in (1e-320, 1e308):
-        counts = np.bincount(ll.multinomial([scale, 0.0, scale], 1000, True, rng=rng), minlength=3)
-        assert counts[1] == 0
-        assert min(counts[0], counts[2]) > 400
+@pytest.mark.parametrize("scale", [1e-320, 1e-45, 1e38, 1e308])
+def test_weights_of_any_size(scale):
+    for dtype in (np.float32, np.float64):
+        if float(np.finfo(dtype).smallest_subnormal) <= scale <= float(np.finfo(dtype).max):
+            counts = np.bincount(ll.multinomial(np.array([scale, 0.0, scale], dtype), 1000, True, rng=1), minlength=3)
+            assert counts[1] == 0
+            assert min(counts[0], counts[2]) > 400
 
 
-# Temperature
+# Edits
+
+
+def edited_rows(rng: np.random.Generator, z: Any) -> tuple[dict[str, Any], Any]:
+    """Return arguments that change the logits of all rows, and the logits that they make, by a model of one row."""
+    rows, classes = z.shape
+    tokens, prompt = rng.integers(-3, classes, (rows, 9)), rng.integers(-3, classes, (rows, 5))
+    tokens[:, 3] = tokens[:, 4]
+    tokens[0], prompt[1] = -1, -100
+    penalties = {
+        "repetition_penalty": rng.uniform(0.5, 2.5, rows),
+        "presence_penalty": rng.uniform(-1, 2, rows),
+        "frequency_penalty": rng.uniform(-1, 1, rows),
+    }
+    bias = rng.integers(0, rows, 30), rng.integers(0, 6, 30), rng.normal(size=30) * 3
+    bias[2][:3] = -INF
+    bans = rng.integers(0, rows, 10), rng.integers(0, classes, 10)
+    made = [
+        models.edited(
+            row,
+            bias=[(j, value) for i, j, value in zip(*bias, strict=True) if i == n],
+            tokens=tokens[n],
+            prompt=prompt[n],
+            repetition=penalties["repetition_penalty"][n],
+            presence=penalties["presence_penalty"][n],
+            frequency=penalties["frequency_penalty"][n],
+            bans=[j for i, j in zip(*bans, strict=True) if i == n],
+        )
+        for n, row in enumerate(z.astype(np.float64))
+    ]
+    arguments = {**penalties, "token_ids": tokens, "prompt_ids": prompt, "logit_bias": bias, "bans": bans}
+    return arguments, np.array(made)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("classes", [20, 1500])
+def test_edits_equal_a_model_of_one_row(dtype, classes, rng):
+    z = (rng.standard_normal((12, classes)) * 2).astype(dtype)
+    z[3, 7], z[4, :5] = -INF, -INF
+    arguments, made = edited_rows(rng, z)
+    kind = np.float64 if dtype == np.float64 else np.float32
+    for numbers in ({}, {"top_k": 6, "temperature": 0.6}):
+        sample = ll.categorical(z, 40, seed=2, **arguments, **numbers)
+        alone = ll.categorical(made.astype(kind), 40, seed=2, **numbers)
+        for name in ("index", "kept"):
+            assert np.array_equal(getattr(sample, name), getattr(alone, name)), name
+        laws.assert_within(sample.sampled_logprob, alone.sampled_logprob, alone.sampled_logprob, kind, terms=classes)
+        plain = ll.categorical(z, 40, seed=2)  # what is said of the model is said of its own logits
+        assert np.array_equal(sample.logsumexp, plain.logsumexp)
+        own = np.take_along_axis(scipy.special.log_softmax(z.astype(np.float64), -1), sample.index, -1)
+        laws.assert_within(sample.logprob, own, own, kind, terms=classes, size=np.abs(made[made > -INF]).max())
+
+
+def test_each_edit_alone(rng):
+    z = (rng.standard_normal((12, 50)) * 2).astype(np.float32)
+    arguments, _ = edited_rows(rng, z)
+    tokens, prompt = arguments["token_ids"], arguments["prompt_ids"]
+    every = {
+        "repetition": {"repetition_penalty": 1.7, "token_ids": tokens},
+        "prompt": {"repetition_penalty": 1.7, "prompt_ids": prompt},
+        "both": {"repetition_penalty": 1.7, "token_ids": tokens, "prompt_ids": prompt},
+        "presence": {"presence_penalty": 0.8, "token_ids": tokens, "prompt_ids": prompt},
+        "frequency": {"frequency_penalty": -0.8, "token_ids": tokens},
+        "bias": {"logit_bias": arguments["logit_bias"]},
+        "bans": {"bans": arguments["bans"]},
+        "one ban for all": {"bans": (np.arange(12), 4)},
+    }
+    names = {"repetition_penalty": "repetition", "presence_penalty": "presence", "frequency_penalty": "frequency"}
+    for what, given in every.items():
+        made = []
+        for n, row in enumerate(z.astype(np.float64)):
+            places = {key: np.broadcast_arrays(*given[key]) for key in ("logit_bias", "bans") if key in given}
+            mine = {key: [field[place[0] == n] for field in place[1:]] for key, place in places.items()}
+            more = {names[key]: value for key, value in given.items() if key in names}
+            more |= {"tokens": tokens[n]} if "token_ids" in given else {}
+            more |= {"prompt": prompt[n]} if "prompt_ids" in given else {}
+            more |= {"bias": list(zip(*mine["logit_bias"], strict=True))} if "logit_bias" in mine else {}
+            more |= {"bans": mine["bans"][0]} if "bans" in mine else {}
+            made.append(models.edited(row, **more))
+        sample = ll.categorical(z, 30, seed=2, **given)
+        alone = ll.categorical(np.array(made, np.float32), 30, seed=2)
+        assert np.array_equal(sample.index, alone.index), what
+        assert np.array_equal(sample.sampled_logprob, alone.sampled_logprob), what
+
+
+def test_bias_that_names_a_place_twice_adds_up(rng):
+    z = rng.standard_normal((2, 30)).astype(np.float64)
+    twice = ll.categorical(z, 200, seed=1, logit_bias=([1, 0, 1], [3, 3, 3], [0.5, 0.25, 0.5]))
+    z[0, 3] += 0.25
+    z[1, 3] += 1.0
+    assert np.array_equal(twice.index, ll.categorical(z, 200, seed=1).index)
+
+
+def test_repetition_penalty_is_that_of_transformers(rng):
+    torch, hf = pytest.importorskip("torch"), pytest.importorskip("transformers.generation.logits_process")
+    z, ids = rng.standard_normal((10, 60)) * 3, rng.integers(0, 60, (10, 15))
+    for penalty in (0.5, 1.0, 1.3, 5.0):
+        theirs = hf.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(ids), torch.tensor(z)).numpy()
+        sample = ll.categorical(z, 50, seed=1, repetition_penalty=penalty, token_ids=ids)
+        assert np.array_equal(sample.index, ll.categorical(theirs, 50, seed=1).index)
+
+
+def test_rows_are_counted_through_all_dimensions(rng):
+    z = rng.standard_normal((2, 3, 40))
+    sample = ll.categorical(z, 20, seed=1, bans=([4, 5], [7, 8]), logit_bias=(0, [1, 2], 9.0))
+    z[1, 1, 7] = z[1, 2, 8] = -INF
+    z[0, 0, 1:3] += 9.0
+    assert np.array_equal(sample.index, ll.categorical(z, 20, seed=1).index)
+
+
+def test_a_banned_class_is_never_drawn(rng):
+    z = rng.standard_normal(40).astype(np.float32)
+    banned = np.array([0, 5, int(z.argmax()), 39])
+    index = ll.categorical(z, 1_000_000, seed=3, bans=(0, banned)).index
+    assert not np.isin(index, banned).any()
+    probs = scipy.special.softmax(np.where(np.isin(np.arange(40), banned), -INF, z.astype(np.float64)))
+    assert_frequencies(np.bincount(index, minlength=40), probs)
+
+
+NO_EDIT = [
+    {"token_ids": np.zeros((2, 0), int), "presence_penalty": 1.0},
+    {"token_ids": [[-1, -1], [-1, -5]], "frequency_penalty": 2.0},
+    {"token_ids": [], "repetition_penalty": 2.0},
+    {"logit_bias": ([], [], [])},
+    {"bans": ([], [])},
+]
+
+
+@pytest.mark.parametrize("empty", NO_EDIT, ids=str)
+def test_nothing_to_edit(empty, rng):
+    z = rng.standard_normal((2, 9))
+    assert_equal(ll.categorical(z, 4, seed=1, **empty), ll.categorical(z, 4, seed=1))
+
+
+def test_edits_decide_about_rows(rng):
+    """A ban removes +inf as little as it makes a row of nothing drawable."""
+    with pytest.raises(ValueError, match=r"row\[1\] of input has no logit above -inf"):
+        ll.categorical(np.zeros((2, 2)), seed=0, bans=([1, 1], [0, 1]))
+    with pytest.raises(ValueError, match="the row of input has NaN"):
+        ll.categorical([NAN, 0.0], seed=0, bans=(0, 0))
+    assert ll.categorical([-INF, -5.0], seed=0, logit_bias=(0, 0, 100.0)).index == 1
+
+
+# Temperature, truncation
 
 
 def test_temperature_zero_is_argmax():
     z = [[1.0, 3.0, 3.0], [2.0, -np.inf, 2.0]]
-    sample = ll.categorical(z, 4, temperature=0.0)
+    sample = ll.categorical(z, 4, temperature=0.0, top_k=2, top_p=0.3, typical_p=0.2)
     assert (sample.index == [[1] * 4, [0] * 4]).all()
     assert (sample.sampled_logprob == 0).all()
-    assert np.array_equal(sample.logprob[:, 0], ll.log_softmax(z)[[0, 1], [1, 0]])
+    assert (sample.kept == 1).all()
+    exact = ll.log_softmax(z)[[0, 1], [1, 0]]
+    laws.assert_within(sample.logprob[:, 0], exact, exact, np.float64, terms=3)
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30, 1e-3])
@@ -195,17 +484,55 @@ def test_tiny_temperatures_do_not_overflow(temperature, dtype):
     assert (sample.sampled_logprob == 0).all()
 
 
-def test_a_temperature_per_row(rng):
-    z = rng.standard_normal((2, 3, 50))
-    t = np.array([[0.0, 0.5, 1.0], [2.0, 1e-9, 1.0]])
-    sample = ll.categorical(z, 6, temperature=t, rng=0)
-    for i, j in np.ndindex(2, 3):
-        uniforms = np.random.default_rng(0).random((6, 6))[3 * i + j][None]
-        alone = draw_logits(z[i, j][None], uniforms, t[i, j])
-        for a, b in zip(sample, alone, strict=True):
-            assert np.array_equal(a[i, j], b[0])
-    assert np.array_equal(sample.logprob[:, 2], sample.sampled_logprob[:, 2])
-    assert np.array_equal(ll.categorical(z, 6, temperature=t[:, :1], rng=0).index[0, 0], sample.index[0, 0])
+def test_all_numbers_can_be_per_row(rng):
+    z = rng.standard_normal((2, 3, 50)) * 2
+    numbers = {
+        "temperature": np.array([[0.0, 0.5, 1.0], [2.0, 1e-9, 1.0]]),
+        "top_k": np.array([[0, 5, -1], [60, 50, 1]]),
+        "top_p": np.array([1.0, 0.5, 0.9]),
+        "min_p": np.array([[0.0], [0.1]]),
+        "typical_p": 0.95,
+        "epsilon_cutoff": np.array([[1e-3, 0.0, 0.02], [0.0, 1.0, 0.0]]),
+        "eta_cutoff": [0.0, 1e-2, 1e-3],
+        "top_n_sigma": [[np.inf], [1.5]],
+    }
+    sample = ll.categorical(z, 6, seed=3, **numbers)
+    for place in np.ndindex(2, 3):
+        mine = {name: np.broadcast_to(value, (2, 3))[place] for name, value in numbers.items()}
+        alone = ll.categorical(z[place], 6, seed=3, offset=3 * place[0] + place[1], **mine)
+        assert_equal(alone, [field[place] for field in sample])
+    plain = ll.categorical(z, 6, seed=3)
+    laws.assert_within(plain.logprob, plain.sampled_logprob, plain.sampled_logprob, np.float64, terms=50)
+
+
+NO_FILTER = [
+    {"temperature": 1},
+    *({"top_k": k} for k in (0, -1, 50, 2**40)),
+    *({name: 1} for name in ("top_p", "typical_p")),
+    *({name: 0} for name in ("min_p", "epsilon_cutoff", "eta_cutoff")),
+    {"top_n_sigma": INF},
+]
+
+
+@pytest.mark.parametrize("neutral", NO_FILTER, ids=str)
+def test_what_is_neutral_changes_nothing(neutral, rng):
+    z = (rng.standard_normal((4, 50)) * 20).astype(np.float32)
+    assert_equal(ll.categorical(z, 8, seed=1, **neutral), ll.categorical(z, 8, seed=1))
+
+
+def test_orders_by_name_and_by_list(rng):
+    z = (rng.standard_normal((30, 60)) * 3).astype(np.float32)
+    numbers = {"temperature": 2.5, "top_k": 30, "top_p": 0.7, "min_p": 0.1, "seed": 1}
+    kept = {name: ll.categorical(z, order=name, **numbers).kept for name in ("transformers", "vllm", "llama.cpp")}
+    assert np.array_equal(kept["transformers"], ll.categorical(z, **numbers).kept)
+    assert not np.array_equal(kept["transformers"], kept["vllm"])
+    assert not np.array_equal(kept["transformers"], kept["llama.cpp"])
+    by_hand = ll.categorical(z, order=("temperature", "min_p", "top_k", "top_p"), **numbers)
+    assert np.array_equal(by_hand.kept, kept["vllm"])
+    rest = ll.categorical(
+        z, order=["top_k", "top_p", "min_p"], **numbers
+    )  # those not named come after: temperature last
+    assert np.array_equal(rest.kept, kept["llama.cpp"])
 
 
 # Shapes, types, generators
@@ -216,23 +543,33 @@ def test_shapes_and_types(dtype, rng):
     z = rng.standard_normal((3, 4, 5)).astype(dtype)
     z.setflags(write=False)
     kind = np.float64 if dtype == np.float64 else np.float32
+    fields = sampling.Sample._fields
     for axis, rows in [(-1, (3, 4)), (1, (3, 5)), (0, (4, 5))]:
         one, many = ll.categorical(z, axis=axis, rng=0), ll.categorical(z, 7, axis=axis, rng=0)
         assert all(x.shape == rows for x in one)
-        assert all(x.shape == (*rows, 7) for x in many)
-        assert [x.dtype for x in many] == [np.int64, kind, kind]
+        for name, x in zip(fields, many, strict=True):
+            assert x.shape == (rows if name in ("kept", "kept_mass", "logsumexp") else (*rows, 7))
+            assert x.dtype == (np.int64 if name in ("index", "kept", "rank") else kind)
         moved = ll.categorical(np.ascontiguousarray(np.moveaxis(z, axis, -1)), 7, rng=0)
-        assert all(np.array_equal(a, b) for a, b in zip(many, moved, strict=True))
+        assert_equal(many, moved)
         logs = np.take_along_axis(np.moveaxis(ll.log_softmax(z.astype(kind), axis), axis, -1), many.index, -1)
         laws.assert_within(many.logprob, logs, logs, kind, terms=5)
     assert np.ndim(ll.categorical([0.0, 1.0]).index) == 0
-    assert ll.categorical(np.zeros((0, 3))).index.shape == (0,)
+    assert all(x.shape == (0,) for x in ll.categorical(np.zeros((0, 3))))
     assert ll.categorical(np.zeros((2, 0, 3)), 4).logprob.shape == (2, 0, 4)
     for shape in [(6,), (2, 6), (0, 6)]:
         for replacement in (False, True):
             index = ll.multinomial(np.ones(shape, dtype), 3, replacement)
             assert index.shape == (*shape[:-1], 3)
             assert index.dtype == np.int64
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.dtype(">f4"), np.dtype(">f8")])
+def test_other_numbers_are_logits_and_weights_too(kind, rng):
+    z = rng.integers(0, 5, (4, 30))
+    wide = z.astype(np.float64)
+    assert np.array_equal(ll.categorical(z.astype(kind), 9, seed=1).index, ll.categorical(wide, 9, seed=1).index)
+    assert np.array_equal(ll.multinomial(z.astype(kind), 9, seed=1), ll.multinomial(wide, 9, seed=1))
 
 
 def test_generators():
@@ -243,15 +580,27 @@ def test_generators():
     generator = np.random.default_rng(7)
     assert not np.array_equal(ll.categorical(z, rng=generator).index, ll.categorical(z, rng=generator).index)
     assert not np.array_equal(ll.categorical(z, 3).index, ll.categorical(z, 3).index)
+    assert not np.array_equal(ll.multinomial(z + 1, 3), ll.multinomial(z + 1, 3))
+
+
+def test_nothing_is_written_to(rng):
+    z, ids = rng.standard_normal((4, 30)).astype(np.float32), rng.integers(0, 30, (4, 6))
+    copies = z.copy(), ids.copy()
+    for array in (z, ids):
+        array.setflags(write=False)
+    ll.categorical(z, 3, seed=0, top_k=5, token_ids=ids, presence_penalty=1.0, bans=(0, [1, 2]), replacement=False)
+    ll.multinomial(np.abs(z), 3, seed=0)
+    assert np.array_equal(z, copies[0])
+    assert np.array_equal(ids, copies[1])
 
 
 # Malformed calls
 
-NAN, INF = np.nan, np.inf
 OK = np.zeros((2, 3))
+IDS = np.zeros((2, 4), int)
 
 
-def with_row(row):
+def with_row(row: Any) -> Any:
     return np.array([[0.0, 1.0, 2.0], row])
 
 
@@ -261,6 +610,7 @@ MALFORMED = [
     (ll.categorical, (with_row([-INF] * 3),), {}, ValueError, r"row\[1\] of input has no logit above -inf"),
     (ll.categorical, (with_row([0, INF, 0]),), {}, ValueError, r"row\[1\] of input has \+inf"),
     (ll.categorical, (with_row([0, INF, 0]),), {"temperature": 0}, ValueError, r"row\[1\] of input has \+inf"),
+    (ll.categorical, (with_row([0, INF, 0]),), {"top_k": 1, "top_p": 0.5}, ValueError, r"row\[1\] of input has \+inf"),
     (ll.categorical, (with_row([0, NAN, 0])[None],), {}, ValueError, r"row\[0, 1\] of input has NaN"),
     (ll.categorical, ([NAN],), {}, ValueError, "the row of input has NaN"),
     (ll.categorical, (np.zeros((2, 0)),), {}, ValueError, "no classes"),
@@ -270,6 +620,51 @@ MALFORMED = [
     (ll.categorical, (OK,), {"temperature": [1.0, -1.0]}, ValueError, r"temperature\[1\] = -1.0 must be"),
     (ll.categorical, (OK,), {"temperature": [1.0] * 3}, ValueError, r"temperature has shape \(3,\).*rows, \(2,\)"),
     (ll.categorical, (OK,), {"temperature": "hot"}, TypeError, "temperature has dtype"),
+    (ll.categorical, (OK,), {"top_k": -2}, ValueError, "top_k = -2 must be a number of classes, or 0 or -1"),
+    (ll.categorical, (OK,), {"top_k": [1, -5]}, ValueError, r"top_k\[1\] = -5 must be a number of classes"),
+    (ll.categorical, (OK,), {"top_k": 2.0}, TypeError, "top_k = 2.0 must be an integer"),
+    (ll.categorical, (OK,), {"top_k": [2.0, 1.0]}, TypeError, "top_k has dtype float64, expected integers"),
+    *(
+        (ll.categorical, (OK,), {name: value}, ValueError, f"{name} = {value} must lie in")
+        for name in ("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+        for value in (-0.1, 1.1, NAN, INF)
+    ),
+    (ll.categorical, (OK,), {"top_n_sigma": -1.0}, ValueError, "top_n_sigma = -1.0 must be a number >= 0"),
+    (ll.categorical, (OK,), {"order": "hf"}, ValueError, "order = 'hf' is not one of 'transformers'"),
+    (ll.categorical, (OK,), {"order": ("top_q",)}, ValueError, "order names 'top_q', which is not one of"),
+    (ll.categorical, (OK,), {"order": ("top_k", "top_k")}, ValueError, "names a step twice"),
+    (ll.categorical, (OK,), {"repetition_penalty": 1.2}, ValueError, "repetition_penalty needs token_ids"),
+    (ll.categorical, (OK,), {"presence_penalty": 1, "prompt_ids": IDS}, ValueError, "presence_penalty needs token_ids"),
+    (ll.categorical, (OK,), {"repetition_penalty": 0, "token_ids": IDS}, ValueError, "repetition_penalty = 0 must be"),
+    (ll.categorical, (OK,), {"presence_penalty": INF, "token_ids": IDS}, ValueError, "presence_penalty = inf must be"),
+    (ll.categorical, (OK,), {"token_ids": IDS + 3}, IndexError, r"token_ids\[0, 0\] = 3 is outside \[0, 3\)"),
+    (ll.categorical, (OK,), {"token_ids": 1}, ValueError, "token_ids has no dimensions"),
+    (ll.categorical, (OK,), {"token_ids": IDS[[0, 0, 0]]}, ValueError, r"token_ids has shape \(3, 4\).*rows, \(2,\)"),
+    (ll.categorical, (OK,), {"token_ids": IDS * 1.0}, TypeError, "token_ids has dtype float64, expected integers"),
+    (ll.categorical, (OK,), {"logit_bias": (0, 1)}, TypeError, "logit_bias must be a tuple of 3 arrays"),
+    (ll.categorical, (OK,), {"logit_bias": ([0, 1], [0, 1], [1, INF])}, ValueError, "value of logit_bias at 1 is inf"),
+    (ll.categorical, (OK,), {"logit_bias": ([0, 1], [0, 1], [1, NAN])}, ValueError, "value of logit_bias at 1 is nan"),
+    (ll.categorical, (OK,), {"logit_bias": ([0, 1], [0, 1, 2], 1)}, ValueError, r"logit_bias.*\(2,\), \(3,\), \(\)"),
+    (ll.categorical, (OK,), {"logit_bias": (2, 0, 1.0)}, IndexError, r"row of logit_bias\[0\] = 2 is outside \[0, 2\)"),
+    (ll.categorical, (OK,), {"bans": (0, [1, 3])}, IndexError, r"class of bans\[1\] = 3 is outside \[0, 3\)"),
+    (ll.categorical, (OK,), {"bans": (0, -1)}, IndexError, r"class of bans\[0\] = -1 is outside \[0, 3\)"),
+    (ll.categorical, (OK,), {"bans": (0.0, 1)}, TypeError, "row of bans has dtype float64, expected integers"),
+    (ll.categorical, (OK, 4), {"replacement": False}, ValueError, r"row\[0\] of input has fewer .* num_samples = 4"),
+    (
+        ll.categorical,
+        (with_row([-INF, 0, -INF]), 2),
+        {"replacement": False},
+        ValueError,
+        r"row\[1\] of input has fewer",
+    ),
+    (ll.categorical, (OK, 2), {"replacement": False, "top_k": 1}, ValueError, r"row\[0\] of input has fewer"),
+    (ll.categorical, (OK,), {"seed": 1.0}, TypeError, "seed has dtype float64, expected integers"),
+    (ll.categorical, (OK,), {"seed": [1, 2, 3]}, ValueError, r"seed has shape \(3,\).*rows, \(2,\)"),
+    (ll.categorical, (OK,), {"seed": 2**64}, ValueError, "seed does not fit in 64 bits"),
+    (ll.categorical, (OK,), {"seed": 1, "rng": 2}, ValueError, "seed and rng are both given"),
+    (ll.categorical, (OK,), {"seed": 1, "offset": [0.5, 1]}, TypeError, "offset has dtype float64"),
+    (ll.categorical, (OK,), {"seed": 1, "step": -1}, ValueError, r"step = -1 must lie in \[0, 2\*\*32\)"),
+    (ll.categorical, (OK,), {"seed": 1, "step": [0, 2**32]}, ValueError, r"step\[1\] = 4294967296 must lie in"),
     (ll.categorical, (OK, 0), {}, ValueError, "num_samples = 0 must be at least 1"),
     (ll.categorical, (OK, 1.5), {}, TypeError, "float"),
     (ll.categorical, (OK,), {"axis": 2}, ValueError, "axis 2"),
@@ -296,6 +691,9 @@ MALFORMED = [
     (ll.multinomial, (np.zeros((2, 0)), 1, True), {}, ValueError, "invalid multinomial distribution"),
     (ll.multinomial, ([1.0, 1.0], 1.0), {}, TypeError, "float"),
     (ll.multinomial, (["a"], 1), {}, TypeError, "input has dtype <U1"),
+    (ll.multinomial, ([1.0, 1.0], 1), {"seed": 1, "rng": 2}, ValueError, "seed and rng are both given"),
+    (ll.multinomial, (OK + 1, 1), {"seed": [1, 2, 3]}, ValueError, r"seed has shape \(3,\).*rows, \(2,\)"),
+    (ll.multinomial, (OK + 1, 1), {"step": 2**32}, ValueError, r"step = 4294967296 must lie in"),
 ]
 
 

@@ -24,6 +24,7 @@ from lastlayer.functional import (
 )
 from lastlayer.information import entropy, perplexity, surprisal
 from lastlayer.linear import linear_cross_entropy, linear_cross_entropy_value_and_grad
+from lastlayer.linear_sampling import LinearTopK, linear_categorical, linear_topk
 from lastlayer.linear_statistics import linear_logit_statistics, linear_logit_statistics_vjp
 from lastlayer.sampling import Sample, categorical, multinomial
 from lastlayer.statistics import LogitStatistics, logit_statistics, logit_statistics_vjp
@@ -32,6 +33,7 @@ from lastlayer.token_mean import TokenMean
 __version__ = "0.1.0"
 
 __all__ = [
+    "LinearTopK",
     "LogitStatistics",
     "NotLogProbabilityWarning",
     "Sample",
@@ -48,10 +50,12 @@ __all__ = [
     "kl_div",
     "kl_div_value_and_grad",
     "likelihood",
+    "linear_categorical",
     "linear_cross_entropy",
     "linear_cross_entropy_value_and_grad",
     "linear_logit_statistics",
     "linear_logit_statistics_vjp",
+    "linear_topk",
     "log_sigmoid",
     "log_softmax",
     "logit",

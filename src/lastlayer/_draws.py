@@ -139,30 +139,42 @@ def _scaled(z: Array, temperature: Array) -> Array:
     return (z - namespace(z).amax(z, -1)[:, None]) / temperature[:, None]
 
 
-def truncate(z: Array, rules: Rules, order: tuple[str, ...]) -> tuple[Array, Array]:
-    """Return which classes are kept (N, V), and the T (N,) that they are drawn at; at T = 0 the first largest is."""
+def truncate(
+    z: Array, rules: Rules, order: tuple[str, ...], outside: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """Return which classes are kept (N, V), and the T (N,) that they are drawn at; at T = 0 the first largest is.
+
+    ``outside`` is for rows of which only the largest logits are here: the others' sums of exp((z_j - max) / T), at
+    T = 1 and at the rules' T. The total includes them until a filter cuts; ``top_k`` and ``top_p`` and ``min_p`` then
+    do as with all classes, if what they keep is here.
+    """
     xp = namespace(z)
     kept = z > -math.inf
     greedy = rules.temperature == 0
     now = xp.ones_like(rules.temperature)
+    beyond, uncut = 0.0 if outside is None else outside[0], 1.0
     for name in order:
         value = getattr(rules, name)
         if name == "temperature":
             now = xp.where(greedy, 1.0, rules.temperature)
+            beyond = 0.0 if outside is None else outside[1]
         elif value is not None:
-            neutral = (value == getattr(NEUTRAL, name))[:, None]
-            kept = kept & (neutral | _filter(name, z, kept, now, value))
+            neutral = value == getattr(NEUTRAL, name)
+            before, kept = kept, kept & (neutral[:, None] | _filter(name, z, kept, now, value, uncut * beyond))
+            if outside is not None:
+                cut = (kept != before).any(-1) | ((name == "top_k") & (value <= z.shape[1]))
+                uncut = xp.where(cut, 0.0, uncut)
     first = classes(z) == xp.argmax(z, -1)[:, None]
     return xp.where(greedy[:, None], first, kept), now
 
 
-def _filter(name: str, z: Array, kept: Array, temperature: Array, value: Array) -> Array:
-    """Return which classes one filter keeps of those kept before it."""
+def _filter(name: str, z: Array, kept: Array, temperature: Array, value: Array, beyond: Array | float = 0.0) -> Array:
+    """Return which classes one filter keeps of those kept before it; ``beyond`` is the mass of those not here."""
     xp = namespace(z)
     x = xp.where(kept, _scaled(z, temperature), -math.inf)
     x = x - xp.amax(x, -1)[:, None]
     mass = xp.exp(x)
-    total = mass.sum(-1)
+    total = mass.sum(-1) + beyond
     if name == "top_k":
         return shortest(-x, kept * 1.0, value)
     if name == "top_p":

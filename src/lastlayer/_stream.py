@@ -46,6 +46,8 @@ class Peers(Protocol):
     """
 
     alone: bool
+    rank: int
+    size: int
     first_class: int
 
     @property
@@ -83,6 +85,8 @@ class Alone:
     """All classes are here."""
 
     alone: bool = True
+    rank: int = 0
+    size: int = 1
     first_class: int = 0
     classes: int | None = None
     largest: int | None = None
@@ -200,6 +204,7 @@ class Stream:
         dense: whether ``weights`` makes a tile of its own, which the budget then counts.
         budget: bytes for the workspace.
         peers: who holds the other classes.
+        made: the tile sizes of a caller that only wants logits, and has counted them against its budget.
     """
 
     def __init__(
@@ -212,13 +217,14 @@ class Stream:
         budget: int,
         dense: bool = False,
         peers: Peers = ALONE,
+        made: Plan | None = None,
     ) -> None:
         self.products, self.input, self.head, self.target, self._weights = products, input, head, target, weights
         self.rows, self.features = input.shape
         self.classes, self.peers = head.weight.shape[0], peers
         self.converts = head.weight.dtype != products.dtype or input.dtype != products.dtype
-        scratch = self.converts or not products.adds_in_place
-        self.plan = plan(
+        scratch = self.converts or not (products.adds_in_place or made)
+        self.plan = made or plan(
             self.rows, peers.largest or self.classes, self.features, budget, products.dtype.itemsize,
             converts=self.converts, scratch=scratch, tiles=2 if dense else 1, packing=products.packing,
         )  # fmt: skip
@@ -261,10 +267,19 @@ class Stream:
 
     def logits(self, rows: slice, h: Array, tile: slice) -> Array:
         """Return one tile of logits in the workspace; what is still there is not computed again."""
-        n, v = h.shape[0], tile.stop - tile.start
-        z = self.workspace[: n * v].reshape(n, v)
         if self.held == rows:
-            return z
+            return self._room(h, tile)
+        z = self.compute(h, tile)
+        self.held = rows if self.whole_rows else None
+        return z
+
+    def _room(self, h: Array, tile: slice) -> Array:
+        n, v = h.shape[0], tile.stop - tile.start
+        return self.workspace[: n * v].reshape(n, v)
+
+    def compute(self, h: Array, tile: slice) -> Array:
+        """Return one tile of logits in the workspace, computed now."""
+        z, self.held = self._room(h, tile), None
         for part, inside, weight in self.blocks(tile):
             self.products.product(h, weight.T, z[:, inside])
             if self.head.bias is not None:
@@ -276,7 +291,6 @@ class Stream:
         if cap is not None:
             self.products.tanh(z)
             z *= cap
-        self.held = rows if self.whole_rows else None
         return z
 
     def fold(self, rows: slice, moment: bool = False, argmax: bool = False) -> Folded:

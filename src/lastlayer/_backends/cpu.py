@@ -253,7 +253,7 @@ def log_softmax(z: Array, *, out: Array) -> Array:
     return out
 
 
-def _like(z: Array, *arrays: Any) -> tuple[Any, ...]:
+def _like(z: Array, *arrays: Any) -> Any:
     """Return NumPy arrays as the kind of z, which is in this process's memory."""
     return arrays if isinstance(z, np.ndarray) else tuple(map(sys.modules["torch"].from_numpy, arrays))
 
@@ -272,9 +272,10 @@ def uniforms(
     second: bool = False,
 ) -> NDArray[np.float64]:
     """Return the uniforms of _philox.py (N, S)."""
-    words = [np.ascontiguousarray(word) for word in (seed, offset, step)]
-    out = np.empty((len(seed), samples))
-    _native.uniforms(*map(_native.address, words), len(seed), samples, second, _native.address(out))
+    a, b, c = (np.ascontiguousarray(word) for word in (seed, offset, step))
+    out = np.empty((len(a), samples))
+    address = _native.address
+    _native.uniforms(address(a), address(b), address(c), len(a), samples, second, address(out))
     return out
 
 
@@ -330,7 +331,7 @@ def multinomial(p: Array, uniforms: Any, replacement: bool) -> tuple[Array, Arra
         _native.address(status),
         _threads(p),
     )
-    return _like(p, index, status)  # type: ignore[return-value]
+    return _like(p, index, status)
 
 
 def masses(z: Array, temperature: Any) -> tuple[Array, Array]:
@@ -338,7 +339,7 @@ def masses(z: Array, temperature: Any) -> tuple[Array, Array]:
     t = _numbers(temperature)
     top, mass = np.empty((2, len(t), -(-z.shape[1] // BLOCK)))
     _native.masses(_code(z), _tile(z), _native.address(t), _native.address(top), _native.address(mass), _threads(z))
-    return _like(z, top, mass)  # type: ignore[return-value]
+    return _like(z, top, mass)
 
 
 def choose(top: Array, mass: Array, temperature: Any, uniforms: Any) -> tuple[Array, Array]:
@@ -359,7 +360,7 @@ def choose(top: Array, mass: Array, temperature: Any, uniforms: Any) -> tuple[Ar
         _native.address(fraction),
         _threads(top),
     )
-    return _like(top, chosen, fraction)  # type: ignore[return-value]
+    return _like(top, chosen, fraction)
 
 
 def inside(z: Array, temperature: Any, fraction: Any) -> Array:
@@ -375,4 +376,4 @@ def topk(z: Array, k: int) -> tuple[Array, Array]:
     value, index = np.empty((len(z), k)), np.empty((len(z), k), np.int64)
     _native.topk(_code(z), _tile(z), k, _native.address(value), _native.address(index), _threads(z))
     double = _code(z) == CODES["float64"]
-    return _like(z, value if double else value.astype(np.float32), index)  # type: ignore[return-value]
+    return _like(z, value if double else value.astype(np.float32), index)

@@ -130,18 +130,21 @@ def draw(
     z: Array, uniforms: Array, rules: Rules, order: tuple[str, ...], edits: Edits | None, replacement: bool
 ) -> Drawn:  # fmt: skip
     """Draw from each row; the numbers per row are NumPy's, the result is of the kind of z."""
-    xp = _algebra.namespace(z)
-    like = (lambda array: array) if xp is np else (lambda array: xp.as_tensor(array, device=z.device))
-    on_device = Rules(*(None if rule is None else like(rule) for rule in rules))
+    on_device = Rules(*(None if rule is None else _beside(z, rule) for rule in rules))
     with np.errstate(**QUIET):  # type: ignore[arg-type]
-        return _draws.draw(z, like(uniforms), on_device, order, edits, replacement)
+        return _draws.draw(z, _beside(z, uniforms), on_device, order, edits, replacement)
+
+
+def _beside(z: Array, numbers: Any) -> Array:
+    """Return NumPy's numbers where z lives."""
+    xp = _algebra.namespace(z)
+    return numbers if xp is np else xp.as_tensor(numbers, device=z.device)
 
 
 def multinomial(p: Array, uniforms: Array, replacement: bool) -> tuple[Array, Array]:
     """Draw from each row of weights: the classes, and the status of the rows."""
-    like = uniforms if _algebra.namespace(p) is np else _algebra.namespace(p).as_tensor(uniforms, device=p.device)
     with np.errstate(**QUIET):  # type: ignore[arg-type]
-        return _draws.draw_weights(p, like, replacement)
+        return _draws.draw_weights(p, _beside(p, uniforms), replacement)
 
 
 def masses(z: Array, temperature: Array) -> tuple[Array, Array]:

@@ -30,6 +30,7 @@ from lastlayer.torch.functional import (
     softmax,
 )
 from lastlayer.torch.linear import linear_cross_entropy
+from lastlayer.torch.linear_sampling import LinearTopK, linear_categorical, linear_topk
 from lastlayer.torch.linear_statistics import linear_logit_statistics, linear_loss
 from lastlayer.torch.logits import logit_statistics
 from lastlayer.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss, LogSoftmax, NLLLoss, Softmax
@@ -38,6 +39,7 @@ from lastlayer.torch.sampling import Sample, categorical, multinomial
 __all__ = [
     "CrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "LinearTopK",
     "LogSoftmax",
     "LogitStatistics",
     "NLLLoss",
@@ -53,9 +55,11 @@ __all__ = [
     "cross_entropy",
     "distillation",
     "kl_div",
+    "linear_categorical",
     "linear_cross_entropy",
     "linear_logit_statistics",
     "linear_loss",
+    "linear_topk",
     "log_sigmoid",
     "log_softmax",
     "logit",

@@ -1,9 +1,10 @@
 """The last layer over many ranks: each holds a shard of the vocabulary, and the states of its classes are merged.
 
 The same names as in lastlayer.torch, with ``group``: linear_cross_entropy, linear_logit_statistics and linear_loss from
-hidden states, cross_entropy and logit_statistics from each rank's logits. The arithmetic is that of one process, and
-all ranks hold the same bits. Sent are states (shards.py): of each token and rank 24 bytes for cross-entropy, 8 more for
-the entropy, 16 more for smoothing or mean logits; and, where it is wanted, the gradient of the hidden states.
+hidden states, cross_entropy and logit_statistics from each rank's logits; linear_categorical, linear_topk and
+categorical, which are in distributed_draws.py. The arithmetic is that of one process, and all ranks hold the same bits.
+Sent are states (shards.py): of each token and rank 24 bytes for cross-entropy, 8 more for the entropy, 16 more for
+smoothing or mean logits; and, where it is wanted, the gradient of the hidden states.
 
 All ranks of the group call the same function with the same target and constants. Shards follow the order of the ranks;
 they may differ in size or be empty. What one rank fails with is raised on all; where a rank is killed, the others
@@ -18,6 +19,11 @@ Example, with a group of one rank, which holds all classes:
     (tensor(0.8620), tensor(0.8620), tensor(0.8620))
     >>> D.linear_logit_statistics(h, W, y).logprob, D.logit_statistics(h @ W.T, y).logprob
     (tensor([-0.8620, -0.8620]), tensor([-0.8620, -0.8620]))
+    >>> D.categorical(h @ W.T, top_k=2, seed=7).index, D.linear_categorical(h, W, top_k=2, seed=7).index
+    (tensor([2, 2]), tensor([2, 2]))
+    >>> D.linear_topk(h, W, 2).index
+    tensor([[0, 2],
+            [1, 2]])
     >>> dist.destroy_process_group()
 """
 
@@ -36,6 +42,9 @@ from lastlayer._algebra import LogitStatistics, State, Statistics
 from lastlayer._statistics import Folded
 from lastlayer._stream import DEFAULT_BUDGET
 from lastlayer.torch import linear, linear_statistics
+from lastlayer.torch.distributed_draws import categorical as categorical
+from lastlayer.torch.distributed_draws import linear_categorical as linear_categorical
+from lastlayer.torch.distributed_draws import linear_topk as linear_topk
 from lastlayer.torch.functional import require_tensors
 from lastlayer.torch.linear import check_shapes, class_weight_of
 from lastlayer.torch.logits import check_class_weights, check_logits, check_targets, shaped
