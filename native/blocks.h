@@ -200,7 +200,8 @@ void sum_blocks(const Source<T>& row, int64_t from, int64_t to, double scale, bo
   using F = Statistic<T>;
   constexpr int w = Vec<F>::width;
   alignas(64) F buffer[block], patched[block];
-  const F s = static_cast<F>(std::min(scale, static_cast<double>(std::numeric_limits<F>::max())));
+  using Limits = std::numeric_limits<F>;  // neither 0 nor infinity, or -inf would become NaN
+  const F s = static_cast<F>(std::max<double>(Limits::min(), std::min<double>(scale, Limits::max())));
   const bool two = tempered && scale != 1;
   for (int64_t b = from; b < to; ++b) {
     const int64_t n = row.size(b);

@@ -480,8 +480,8 @@ class RowDraw {
   void first_filter(int step, double value, double scale, double mass, double error, double spread) {
     Shortlist& list = s.list;
     if (step == top_n_sigma) {
-      const double least = -(value * (spread * scale));
-      return list.keep_if([&](int64_t k) { return (list.z[k] - list.top) * scale >= least; });
+      const double least = -(value * spread);
+      return list.keep_if([&](int64_t k) { return list.z[k] - list.top >= least; });
     }
     // Whether the roundings of the sums could decide otherwise.
     const double low = value * mass * (1 - error), high = value * mass * (1 + error);
@@ -535,7 +535,9 @@ class RowDraw {
       const int64_t k = tree.find(call.uniforms[i * call.samples + sample]);
       const double mass = list.mass[k];
       tree.set(k, 0);
-      write(sample, list.index[k], -std::log1p(tree.total() / mass));
+      const double others = tree.total();
+      const double likely = -std::log1p(others / mass), unlikely = (list.z[k] - list.top) * asked.scale - std::log(others + mass);
+      write(sample, list.index[k], mass > others ? likely : unlikely);
       list.index[k] = -1;
     }
   }

@@ -172,8 +172,8 @@ class Shortlist {
     }
     if (step == min_p) return keep_if([&](int64_t i) { return mass[i] >= value; });
     if (step == top_n_sigma) {
-      const double least = -(value * (deviation() * scale));
-      return keep_if([&](int64_t i) { return (z[i] - top) * scale >= least; });
+      const double least = -(value * deviation());  // whatever the temperature
+      return keep_if([&](int64_t i) { return z[i] - top >= least; });
     }
     double product = 0;
     if (step != epsilon_cutoff)
@@ -237,6 +237,7 @@ class Tree {
         if (left < of[i]) break;
         left -= of[i];
       }
+      if (i == end) left = infinity;
       node = i < end ? i : last;
     }
     return node;

@@ -27,6 +27,7 @@ from lastlayer.linear import linear_cross_entropy, linear_cross_entropy_value_an
 from lastlayer.linear_sampling import LinearTopK, linear_categorical, linear_topk
 from lastlayer.linear_statistics import linear_logit_statistics, linear_logit_statistics_vjp
 from lastlayer.sampling import Sample, categorical, multinomial
+from lastlayer.speculative import SpeculativeSample, speculative_sample
 from lastlayer.statistics import LogitStatistics, logit_statistics, logit_statistics_vjp
 from lastlayer.token_mean import TokenMean
 
@@ -37,6 +38,7 @@ __all__ = [
     "LogitStatistics",
     "NotLogProbabilityWarning",
     "Sample",
+    "SpeculativeSample",
     "TokenMean",
     "argmax",
     "binary_cross_entropy_with_logits",
@@ -69,5 +71,6 @@ __all__ = [
     "sampling",
     "sigmoid",
     "softmax",
+    "speculative_sample",
     "surprisal",
 ]

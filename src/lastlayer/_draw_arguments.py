@@ -172,7 +172,7 @@ def per_row(name: str, value: Numbers, shape: Shape) -> NDArray[np.float64]:
     if bad.any():
         index = position(bad)
         raise ValueError(f"{element(name, index)} = {given[index]} must {words}")
-    return np.ascontiguousarray(broadcast(name, array, shape)).reshape(rows)
+    return np.array(broadcast(name, array, shape)).reshape(rows)
 
 
 def broadcast(name: str, array: Array, shape: Shape) -> Array:
@@ -186,8 +186,14 @@ def broadcast(name: str, array: Array, shape: Shape) -> Array:
 def integers(name: str, value: Any) -> Array:
     """Return an array of integers, as it came."""
     array = as_array(name, value)
+    if array.size == 0:
+        return array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        if array.dtype.kind == "O" and all(isinstance(each, int) for each in array.reshape(-1)):
+        exact = np.array(value, dtype=object) if isinstance(value, int | list | tuple) else array
+        if exact.dtype == object and all(type(each) is int for each in exact.reshape(-1)):
+            if all(-(1 << 63) <= each < 1 << 64 for each in exact.reshape(-1)):
+                wrapped: Array = np.vectorize(lambda each: each % (1 << 64), otypes=[np.uint64])(exact)
+                return wrapped
             raise ValueError(f"{name} does not fit in 64 bits")
         raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
     return array
@@ -242,6 +248,7 @@ def read_changes(shape: Shape, options: dict[str, Any]) -> Changes:
     return Changes(math.prod(shape), penalties, ids, places)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def edits_of(
     changes: Changes, classes: int, gather: Callable[[Array, Array], Array], rows: slice | None = None
 ) -> Edits | None:
@@ -277,6 +284,12 @@ def edits_of(
     if presence is not None:
         value = value - (tokens > 0) * presence
     value = np.where(per_key("bans") > 0, -math.inf, value).astype(raw.dtype).astype(np.float64)
+    bad = ~(value < math.inf) & np.isfinite(raw)
+    if bad.any():
+        k = position(bad)[0]
+        raise ValueError(
+            f"what penalties and biases make of the logit of class {index[k]} in row {row[k]} is {value[k]}"
+        )
     return Edits(np.searchsorted(keys, np.arange(first, last + 1) * classes), index, value)
 
 
@@ -300,7 +313,8 @@ def read_list(name: str, value: Any, fields: tuple[str, ...]) -> tuple[Array, ..
     if value is None:
         return None
     if not isinstance(value, tuple | list) or len(value) != len(fields):
-        raise TypeError(f"{name} must be a tuple of {len(fields)} arrays: {', '.join(fields)}")
+        kind = f"{len(value)} of them" if isinstance(value, tuple | list) else type(value).__name__
+        raise TypeError(f"{name} must be a tuple of {len(fields)} arrays, {', '.join(fields)}, not {kind}")
     arrays = [integers(f"the {field} of {name}", each) for field, each in zip(fields[:2], value[:2], strict=True)]
     arrays += [real(f"the value of {name}", as_array(name, each)).astype(np.float64) for each in value[2:]]
     try:

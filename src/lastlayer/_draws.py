@@ -102,7 +102,7 @@ def draw(
     if not replacement:
         status = xp.where((status == FINE) & (kept.sum(-1) < uniforms.shape[1]), TOO_FEW, status)
     scaled = xp.where(kept, _scaled(safe, temperature), -math.inf)
-    index, sampled = _inverse(scaled, uniforms) if replacement else _one_by_one(scaled, uniforms)
+    index, sampled = _inverse(scaled, uniforms) if replacement else _one_by_one(safe, kept, temperature, uniforms)
     z_y = take(raw, index)
     logprob = _logprob(state, z_y)
     rank = 1 + raw.shape[1] - count_not_above(xp.sort(raw) if xp is np else raw.sort(-1).values, z_y)
@@ -171,18 +171,18 @@ def truncate(
 def _filter(name: str, z: Array, kept: Array, temperature: Array, value: Array, beyond: Array | float = 0.0) -> Array:
     """Return which classes one filter keeps of those kept before it; ``beyond`` is the mass of those not here."""
     xp = namespace(z)
-    x = xp.where(kept, _scaled(z, temperature), -math.inf)
-    x = x - xp.amax(x, -1)[:, None]
+    left = xp.where(kept, z, -math.inf)
+    gap, x = xp.amax(left, -1)[:, None] - left, _scaled(left, temperature)
     mass = xp.exp(x)
     total = mass.sum(-1) + beyond
     if name == "top_k":
-        return shortest(-x, kept * 1.0, value)
+        return shortest(gap, kept * 1.0, value)
     if name == "top_p":
-        return shortest(-x, mass, value * total)
+        return shortest(gap, mass, value * total)
     if name == "min_p":
         return kept & (mass >= value[:, None])
-    if name == "top_n_sigma":
-        return kept & (x >= -(value * _deviation(x, kept))[:, None])
+    if name == "top_n_sigma":  # whatever the temperature
+        return kept & (gap <= (value * _deviation(gap, kept))[:, None])
     entropy = xp.log(total) - xp.where(mass > 0, mass * xp.where(mass > 0, x, 0.0), 0.0).sum(-1) / total
     if name == "typical_p":
         surprise = xp.where(kept, xp.log(total)[:, None] - x, math.inf)
@@ -215,13 +215,15 @@ def _inverse(scaled: Array, uniforms: Array) -> tuple[Array, Array]:
     return index, _logprob(fold(scaled), take(scaled, index))
 
 
-def _one_by_one(scaled: Array, uniforms: Array) -> tuple[Array, Array]:
+def _one_by_one(z: Array, kept: Array, temperature: Array, uniforms: Array) -> tuple[Array, Array]:
     """Return the classes drawn without replacement, and their log-probabilities given those drawn before."""
-    xp = namespace(scaled)
+    xp = namespace(z)
     found = []
     for column in range(uniforms.shape[1]):
-        found.append(_inverse(scaled, uniforms[:, column : column + 1]))
-        scaled = xp.where(classes(scaled) == found[-1][0], -math.inf, scaled)
+        left = xp.where(kept, z, -math.inf)
+        left = xp.where(kept.any(-1)[:, None], left, z)  # of rows without so many classes, which have no result
+        found.append(_inverse(_scaled(left, temperature), uniforms[:, column : column + 1]))
+        kept = kept & (classes(z) != found[-1][0])
     index, logprob = (xp.concatenate(parts, -1) for parts in zip(*found, strict=True))
     return index, logprob
 

@@ -10,6 +10,7 @@ import laws
 import numpy as np
 import pytest
 import scipy.stats
+from draw_laws import LAST, UNLIKELY, assert_frequencies, assert_mass_per_decade
 
 torch = pytest.importorskip("torch")
 
@@ -19,8 +20,6 @@ from lastlayer._draws import ORDERS, Edits, Rules  # noqa: E402
 from lastlayer.torch.sampling import Sample, categorical, multinomial  # noqa: E402
 
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-LAST = 1 - 2.0**-53
-UNLIKELY = 1e-4
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
@@ -36,16 +35,6 @@ def named(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
         pytest.skip("the native module is not built")
     monkeypatch.setenv("LASTLAYER_BACKEND", request.param)
     return request.param
-
-
-def assert_frequencies(counts, probs):
-    """Chi-square over the classes that are expected at least 10 times, the rest as one."""
-    counts, expected = np.asarray(counts, np.float64), np.asarray(probs) * counts.sum()
-    head = expected >= 10
-    counts, expected = (np.append(x[head], x[~head].sum()) for x in (counts, expected))
-    some = expected > 0
-    assert (counts[~some] == 0).all()
-    assert scipy.stats.chisquare(counts[some], expected[some]).pvalue > UNLIKELY
 
 
 def assert_same(ours: Sample, numpys: Sample, classes: int) -> None:
@@ -180,11 +169,7 @@ def test_a_million_draws(generator):
         counts = torch.bincount(index, minlength=2000).cpu().numpy()
         assert_frequencies(counts, probs)
         assert counts[probs == 0].sum() == 0
-        decade = np.floor(np.log10(np.where(probs > 0, probs, 1.0)))
-        for d in set(decade[probs > 0]):
-            expected = probs[decade == d].sum()
-            low, high = scipy.stats.binom(1_000_000, expected).interval(1 - UNLIKELY)
-            assert low <= counts[decade == d].sum() <= high
+        assert_mass_per_decade(counts, probs)
 
 
 def test_pairs_without_replacement(generator):

@@ -331,7 +331,8 @@ def multinomial(p: Array, uniforms: Any, replacement: bool) -> tuple[Array, Arra
         _native.address(status),
         _threads(p),
     )
-    return _like(p, index, status)
+    found: tuple[Array, Array] = _like(p, index, status)
+    return found
 
 
 def masses(z: Array, temperature: Any) -> tuple[Array, Array]:
@@ -339,7 +340,8 @@ def masses(z: Array, temperature: Any) -> tuple[Array, Array]:
     t = _numbers(temperature)
     top, mass = np.empty((2, len(t), -(-z.shape[1] // BLOCK)))
     _native.masses(_code(z), _tile(z), _native.address(t), _native.address(top), _native.address(mass), _threads(z))
-    return _like(z, top, mass)
+    found: tuple[Array, Array] = _like(z, top, mass)
+    return found
 
 
 def choose(top: Array, mass: Array, temperature: Any, uniforms: Any) -> tuple[Array, Array]:
@@ -360,7 +362,8 @@ def choose(top: Array, mass: Array, temperature: Any, uniforms: Any) -> tuple[Ar
         _native.address(fraction),
         _threads(top),
     )
-    return _like(top, chosen, fraction)
+    found: tuple[Array, Array] = _like(top, chosen, fraction)
+    return found
 
 
 def inside(z: Array, temperature: Any, fraction: Any) -> Array:
@@ -376,4 +379,5 @@ def topk(z: Array, k: int) -> tuple[Array, Array]:
     value, index = np.empty((len(z), k)), np.empty((len(z), k), np.int64)
     _native.topk(_code(z), _tile(z), k, _native.address(value), _native.address(index), _threads(z))
     double = _code(z) == CODES["float64"]
-    return _like(z, value if double else value.astype(np.float32), index)
+    found: tuple[Array, Array] = _like(z, value if double else value.astype(np.float32), index)
+    return found

@@ -13,7 +13,7 @@ import torch.nn.functional as _functional
 from lastlayer._algebra import LogitStatistics
 from lastlayer._validate import NotLogProbabilityWarning
 from lastlayer.token_mean import TokenMean
-from lastlayer.torch import distillation, objectives
+from lastlayer.torch import distillation, distributions, objectives
 from lastlayer.torch.accumulation import accumulation, count_tokens, merge_over_ranks
 from lastlayer.torch.functional import (
     argmax,
@@ -35,6 +35,7 @@ from lastlayer.torch.linear_statistics import linear_logit_statistics, linear_lo
 from lastlayer.torch.logits import logit_statistics
 from lastlayer.torch.modules import CrossEntropyLoss, LinearCrossEntropyLoss, LogSoftmax, NLLLoss, Softmax
 from lastlayer.torch.sampling import Sample, categorical, multinomial
+from lastlayer.torch.speculative import SpeculativeSample, speculative_sample
 
 __all__ = [
     "CrossEntropyLoss",
@@ -46,6 +47,7 @@ __all__ = [
     "NotLogProbabilityWarning",
     "Sample",
     "Softmax",
+    "SpeculativeSample",
     "TokenMean",
     "accumulation",
     "argmax",
@@ -54,6 +56,7 @@ __all__ = [
     "count_tokens",
     "cross_entropy",
     "distillation",
+    "distributions",
     "kl_div",
     "linear_categorical",
     "linear_cross_entropy",
@@ -72,6 +75,7 @@ __all__ = [
     "objectives",
     "sigmoid",
     "softmax",
+    "speculative_sample",
 ]
 
 

@@ -199,6 +199,8 @@ def seed_of(seed: Any, generator: torch.Generator | None, device: torch.device) 
     """Return what makes a seed where none is given, out of the generator; there can be only one of the two."""
     if seed is not None and generator is not None:
         raise ValueError("seed and generator are both given: one of them decides the draws")
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator is {type(generator).__name__}, expected a torch.Generator or None")
     where = device if generator is None else generator.device
     return lambda: int(torch.empty((), dtype=torch.int64, device=where).random_(generator=generator))
 
