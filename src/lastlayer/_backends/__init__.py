@@ -1,9 +1,11 @@
 """Which code computes a tile: the one visible place where that is decided, and how it is told.
 
-A backend is a module with six functions on tiles of logits (N, V), NumPy or torch, any strides:
+A backend is a module with functions on tiles of logits (N, V), NumPy or torch, any strides:
 
     fold(z, weight, moment) -> State                                gradient(z, state, numbers, ..., out) -> out
     statistics(z, target, weight, entropy) -> Statistics, State     softmax(z, out), log_softmax(z, out) -> out
+    draw(z, uniforms, rules, order, edits, replacement) -> Drawn    multinomial(p, uniforms, replacement) -> index, status
+    masses, choose, inside, topk: draws from tiles, _draws.py       uniforms(seed, offset, step, samples)
     reserve(out) -> out, before a large new array is written
 ``cpu`` is the C++ of native/, ``reference`` the specification itself in float64. They never import each other.
 """
