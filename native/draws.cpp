@@ -634,16 +634,6 @@ void draw_weights(const WeightsCall& call, int64_t i, Scratch& s) {
 
 // ---- one function per storage type ---------------------------------------------------------------------------------
 
-template <class Call>
-void by_type(DType type, const Call& call) {
-  switch (type) {
-    case DType::float32: return call(float{});
-    case DType::float64: return call(double{});
-    case DType::float16: return call(half{});
-    case DType::bfloat16: return call(bfloat{});
-  }
-}
-
 void draw(const DrawCall& call, int64_t begin, int64_t end) {
   by_type(call.type, [&](auto t) { draw_rows<decltype(t)>(call, begin, end); });
 }

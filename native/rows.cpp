@@ -602,16 +602,6 @@ void loss_rows(const LossCall& call, int64_t begin, int64_t end) {
 
 // ---- one function per storage type ---------------------------------------------------------------------------------
 
-template <class Call>
-void by_type(DType type, const Call& call) {
-  switch (type) {
-    case DType::float32: return call(float{});
-    case DType::float64: return call(double{});
-    case DType::float16: return call(half{});
-    case DType::bfloat16: return call(bfloat{});
-  }
-}
-
 void fold(const Rows& rows, int64_t begin, int64_t end) {
   by_type(rows.type, [&](auto t) { fold_rows<decltype(t)>(rows, begin, end); });
 }

@@ -321,6 +321,17 @@ inline half narrow<half>(float x) {  // to nearest, ties to even
 #endif
 }
 
+// Calls a template once per storage type: call(a value of that type).
+template <class Call>
+void by_type(DType type, const Call& call) {
+  switch (type) {
+    case DType::float32: return call(float{});
+    case DType::float64: return call(double{});
+    case DType::float16: return call(half{});
+    case DType::bfloat16: return call(bfloat{});
+  }
+}
+
 // ---- vectors of logits, from and to memory -------------------------------------------------------------------------
 
 template <class T>

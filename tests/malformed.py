@@ -370,6 +370,104 @@ LINEAR_STATISTICS: Arguments = {
     **{name: STATISTICS[name] for name in ("target", "class_weights", "ignore_index")},
 }
 
+BIAS_OF_HEAD = [
+    Defect("one NaN", lambda b: b * [1, NAN, 1], "range", r"row\[0\] .* NaN", names="input|logits"),
+    Defect("one +inf", lambda b: b * [1, INF, 1], "range", r"row\[0\] .* \+inf", names="input|logits"),
+]
+NO_LOGIT = Defect("all -inf", lambda b: b - INF, "range", "no logit above -inf", names="input")
+TOPK_OF_HEAD: Arguments = {
+    **{name: LINEAR[name] for name in ("linear_weight", "softcap", "scale", "memory_budget")},
+    "input": (
+        HIDDEN,
+        [*LOGITS, *FEATURES, META, Defect("a row of NaN", row_of(NAN), "range", r"row\[1\] .* NaN", names="logits")],
+    ),
+    "linear_bias": (W, [*LINEAR["linear_bias"][1], *BIAS_OF_HEAD]),
+    "softcap": (None, POSITIVE),
+}
+DRAW_OF_HEAD: Arguments = {**TOPK_OF_HEAD, "linear_bias": (W, [*TOPK_OF_HEAD["linear_bias"][1], NO_LOGIT])}
+HEAD_ARRAYS: Arguments = {"input": (HIDDEN, []), "linear_weight": (HEAD, [])}
+OPTIONS_OF_HEAD: Arguments = {**HEAD_ARRAYS, **HOW_TO_DRAW}
+HEAD_ONE_BY_ONE: Arguments = {
+    **HEAD_ARRAYS,
+    **plain(ONE_BY_ONE, input=(HIDDEN, []), num_samples=(3, swap("range", 4))),
+    "linear_bias": (W, [Defect("one -inf", lambda b: b * [1, -INF, 1], "range", "fewer classes", names="input")]),
+}
+LARGEST = [*swap("range", 0, -1, 4), *swap("type", 1.5, "a", None)]
+PLACES = Z[:, None] * np.linspace(0.5, 2, 7)[:, None]  # chains of 6 drafted tokens
+DRAFTED = np.arange(30).reshape(5, 6) % 3
+NO_TOKEN = [
+    Defect("a row of -inf", row_of(-INF), "range", r"\[1, 0\] .* -inf"),
+    Defect("a row of +inf", row_of(INF), "range", r"\[1, 0\] .* inf"),
+    Defect("a row of NaN", row_of(NAN), "range", r"\[1, 0\] .* nan"),
+    Defect("one +inf", lambda z: np.where(z == z.max(), INF, z), "range", r"\[4, 6\] .* inf|\[4, 5\] .* inf"),
+    Defect("one NaN", lambda z: np.where(z == z.max(), NAN, z), "range", r"\[4, 6\] .* nan|\[4, 5\] .* nan"),
+    NO_CLASSES._replace(shows=r"\([\d, ]*0\)"),
+]
+DRAFT: Arguments = {
+    "target_logits": (
+        PLACES,
+        [
+            *LOGITS,
+            SCALAR,
+            META,
+            *NO_TOKEN,
+            *(each._replace(names="draft_tokens") for each in (MORE_ROWS, FEWER_ROWS, DEEPER)),
+            Defect("(N, V)", lambda z: z[:, 0], "shape", names="draft_tokens"),
+            Defect("no places", lambda z: z[:, :0], "shape"),
+            Defect("K places", lambda z: z[:, 1:], "shape", names="draft_tokens"),
+            Defect("V+1", lambda z: np.concatenate([z, z[..., :1]], -1), "shape", names="draft_logits"),
+        ],
+    ),
+    "draft_logits": (
+        PLACES[:, :6] * 0.5,
+        [
+            *(defect for defect in LOGITS if defect is not NONE),
+            *ROWS,
+            META,
+            *NO_TOKEN,
+            Defect("K+1 places", lambda z: np.concatenate([z, z[:, :1]], 1), "shape"),
+            Defect("K-1 places", lambda z: z[:, 1:], "shape"),
+            Defect("V-1", lambda z: z[..., 1:], "shape"),
+            Defect("class 0 masked", lambda z: z - [INF, 0, 0], "range", r"\[0, 0\] = 0", names="draft_tokens"),
+        ],
+    ),
+    "draft_tokens": (
+        DRAFTED,
+        [
+            NONE,
+            *TEXT,
+            *NOT_INTEGERS,
+            *ROWS,
+            META,
+            MASKED,
+            RAGGED,
+            Defect("K+1", lambda x: np.concatenate([x, x[:, :1]], 1), "shape"),
+            Defect("K-1", lambda x: x[:, 1:], "shape"),
+            Defect("transposed", lambda x: x.T, "shape"),
+            Defect("one-hot", lambda x: np.eye(3, dtype=np.int64)[x], "shape"),
+            *NO_CLASS,
+            *only("numpy", plant("class", np.uint64(2**63))),
+        ],
+    ),
+    "draft_options": (
+        {"temperature": 0.7},
+        [
+            Defect("another key", lambda _: {"penalty": 1.0}, "type", "'penalty'"),
+            Defect("seed", lambda _: {"seed": 1}, "type", "'seed'"),
+            Defect("text", lambda _: "abc", "type", "'a'"),
+            Defect("top_p 1.5", lambda _: {"top_p": 1.5}, "range", r"1\.5", names="top_p"),
+            Defect("top_k 1.5", lambda _: {"top_k": 1.5}, "type", r"1\.5", names="top_k"),
+            Defect("order hf", lambda _: {"order": "hf"}, "range", "'hf'", names="order"),
+            Defect("no temperature", lambda _: {"temperature": None}, "type", "None", names="temperature"),
+            Defect("top_k 1", lambda _: {"top_k": 1}, "range", r"\[0, 0\] = 0", names="draft_tokens"),
+        ],
+    ),
+}
+CHAINS: Arguments = {
+    **plain(DRAFT),
+    **{name: HOW_TO_DRAW[name] for name in (*list(HOW_TO_DRAW)[:8], "order", "seed", "offset", "step")},
+}
+
 
 def cotangents(**fields: Any) -> statistics.LogitStatistics:
     """Return cotangents of these statistics of 5 rows."""
@@ -497,6 +595,18 @@ NUMPY: dict[str, tuple[Callable[..., Any], Arguments]] = {
     ),
     "categorical[options]": (ll.categorical, {"input": (Z, NO_DRAW), **HOW_TO_DRAW, "rng": (None, BOTH_GIVEN)}),
     "categorical[one by one]": (ll.categorical, ONE_BY_ONE),
+    "linear_categorical": (
+        ll.linear_categorical,
+        {**DRAW_OF_HEAD, "num_samples": (2, DRAWS), "rng": (0, swap("type", "abc", 1.5))},
+    ),
+    "linear_categorical[options]": (
+        ll.linear_categorical,
+        {**OPTIONS_OF_HEAD, "rng": (None, BOTH_GIVEN)},
+    ),
+    "linear_categorical[one by one]": (ll.linear_categorical, HEAD_ONE_BY_ONE),
+    "linear_topk": (ll.linear_topk, {**TOPK_OF_HEAD, "k": (2, LARGEST)}),
+    "speculative_sample": (ll.speculative_sample, {**DRAFT, "rng": (0, swap("type", "abc", 1.5))}),
+    "speculative_sample[options]": (ll.speculative_sample, {**CHAINS, "rng": (None, BOTH_GIVEN)}),
     "multinomial": (
         ll.multinomial,
         {
@@ -733,6 +843,21 @@ def torch_table() -> dict[str, tuple[Callable[..., Any], Callable[..., Any] | No
             },
         ),
         "categorical[options]": (F.categorical, None, {"input": (Z, NO_DRAW), **HOW_TO_DRAW}),
+        "linear_categorical": (
+            F.linear_categorical,
+            None,
+            {**in_torch(DRAW_OF_HEAD), "num_samples": (2, DRAWS), "generator": generator},
+        ),
+        "linear_categorical[options]": (F.linear_categorical, None, OPTIONS_OF_HEAD),
+        "linear_categorical[one by one]": (F.linear_categorical, None, HEAD_ONE_BY_ONE),
+        "linear_categorical[seed]": (
+            F.linear_categorical,
+            None,
+            {**HEAD_ARRAYS, "seed": (None, BOTH_GIVEN), "generator": (torch.Generator(), [])},
+        ),
+        "linear_topk": (F.linear_topk, None, {**in_torch(TOPK_OF_HEAD), "k": (2, LARGEST)}),
+        "speculative_sample": (F.speculative_sample, None, {**DRAFT, "generator": generator}),
+        "speculative_sample[options]": (F.speculative_sample, None, CHAINS),
         "categorical[one by one]": (F.categorical, None, ONE_BY_ONE),
         "categorical[seed]": (
             F.categorical,

@@ -289,6 +289,42 @@ ODD = [
         padded=({"input": NO_ROWS, "token_ids": NO_ROWS.astype(int), "presence_penalty": 1.0}, ([],) * 7),
         empty=({"input": NO_ROWS}, ([],) * 7),
     ),
+    *odd(
+        "linear_categorical",
+        empty=({"input": np.zeros((0, 2)), "linear_weight": EYE}, ([],) * 7),
+        one_class=(
+            {"input": EYE[:1], "linear_weight": EYE, "linear_bias": np.array([0.0, -INF])},
+            ([0], [0], [0], [1], [1], [1], [1]),
+        ),
+    ),
+    *odd(
+        "linear_topk",
+        empty=({"input": np.zeros((0, 2)), "linear_weight": EYE, "k": 2}, (*[np.zeros((0, 2))] * 3, [])),
+        ties=({"input": EYE[:1] * 0, "linear_weight": EYE, "k": 1}, ([[0]], [[0]], [[-LN2]], [LN2])),
+        no_logit=(
+            {"input": EYE[:1], "linear_weight": EYE, "k": 2, "linear_bias": np.array([-INF, -INF])},
+            ([[-INF, -INF]], [[0, 1]], [[NAN, NAN]], [-INF]),
+        ),
+    ),
+    *odd(
+        "speculative_sample",
+        empty=(
+            {"target_logits": np.zeros((0, 3, 2)), "draft_logits": None, "draft_tokens": np.zeros((0, 2), int)},
+            (np.zeros((0, 3)), [], np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 2))),
+        ),
+        no_draft=(
+            {"target_logits": ODD_ROWS[3:] - [[INF, 0, 0]], "draft_logits": None, "draft_tokens": np.zeros(0, int)},
+            ([1], 0, [0], [0], []),
+        ),
+        greedy=(
+            {"target_logits": EYE, "draft_logits": None, "draft_tokens": np.array([0]), "temperature": 0.0},
+            ([0, 1], 1, [-math.log1p(math.exp(-1))] * 2, [0, 0], [1]),
+        ),
+        refused=(
+            {"target_logits": EYE, "draft_logits": None, "draft_tokens": np.array([1]), "temperature": 0.0},
+            ([0, -1], 0, [-math.log1p(math.exp(-1)), 0], [0, 0], [0]),
+        ),
+    ),
     *odd("multinomial", empty=({"input": NO_ROWS, "num_samples": 2}, np.zeros((0, 2)))),
     *odd("multinomial", one_class=({"input": np.array([0.0, 3.0, 0.0]), "num_samples": 1}, [1])),
     *odd("entropy", rows=({"logits": ODD_ROWS}, [NAN, NAN, NAN, LN2]), empty=({"logits": NO_ROWS}, [])),

@@ -1,8 +1,9 @@
-"""The command line: ``lastlayer info`` and ``lastlayer demo``. What a command needs is imported when it runs."""
+"""The command line: ``lastlayer info``, ``demo``, ``explain`` and ``learn``. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -40,17 +41,33 @@ def info() -> str:
     return "\n".join(lines)
 
 
+def _with_extra(command: str, argv: list[str]) -> int:
+    """Run a command whose package needs the extra of the same name."""
+    try:
+        module = importlib.import_module(f"lastlayer.{command}.command")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == "lastlayer":
+            raise
+        print(f'lastlayer {command}: {error.name} not installed: pip install "lastlayer[{command}]"', file=sys.stderr)
+        return 2
+    return int(module.main(argv))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (2 for bad usage)."""
     parser = argparse.ArgumentParser(prog="lastlayer", description="The last layer of classifiers and language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="backends, instruction set and threads in use, and why")
     commands.add_parser("demo", help="train, evaluate and sample a small language model on real text", add_help=False)
+    commands.add_parser("explain", help="from the formula to the number, for your own numbers", add_help=False)
+    commands.add_parser("learn", help="lessons on a local page, where every number can be dragged", add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["demo"]:
         from lastlayer import demo
 
         return demo.main(arguments[1:])
+    if arguments[:1] in (["explain"], ["learn"]):
+        return _with_extra(arguments[0], arguments[1:])
     parser.parse_args(arguments)
     try:
         print(info())
