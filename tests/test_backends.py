@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import laws
@@ -385,3 +387,14 @@ def test_offsets_past_two_to_the_31_elements() -> None:
     written = np.lib.stride_tricks.as_strided(out, (3, 50), (2**31, 2))
     _backends.cpu.softmax(rows, out=written)
     np.testing.assert_allclose(written.astype(float).sum(-1), 1, atol=50 * 2.0**-12)
+
+
+def test_no_code_is_shared_between_instruction_sets() -> None:
+    """A function that the linker may take from another build, perhaps with instructions the processor lacks."""
+    objects = list(Path(__file__).parents[1].glob("build/*/CMakeFiles/kernels_*.dir/native/*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("no object files here, or nothing to list them")
+    for path in objects:
+        listed = subprocess.run(["nm", "--format=posix", str(path)], capture_output=True, text=True, check=True).stdout
+        shared = [line.split()[0] for line in listed.splitlines() if line.split()[1] == "W"]
+        assert not shared, (path.parent.parent.name, shared)

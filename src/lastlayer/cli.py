@@ -1,4 +1,7 @@
-"""The command line: ``lastlayer info``, ``demo``, ``explain`` and ``learn``. What a command needs is imported when it runs."""
+"""The command line: ``lastlayer info``, ``demo``, ``explain`` and ``learn``.
+
+What a command needs is imported when it runs.
+"""
 
 from __future__ import annotations
 
