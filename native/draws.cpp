@@ -191,14 +191,11 @@ class RowDraw {
   void finish() {
     if (const int64_t found = status(); found != fine) return refuse(found);
     call.status[i] = fine;
+    if (call.scaled) return spread(call.scaled + i * row.classes);
     model();
     if (asked.greedy) return greedy();
     if (!asked.cut && call.replacement) return inverse();
-    if (asked.cut)
-      truncate();
-    else
-      gather(-infinity);
-    s.list.weigh(asked.scale);
+    shorten();
     if (!call.replacement && s.list.size() < call.samples) return refuse(too_few);
     call.kept[i] = s.list.size();
     call.kept_mass[i] = share_of_list();
@@ -211,7 +208,12 @@ class RowDraw {
  private:
   // There is no draw; what is written instead nobody reads.
   void refuse(int64_t why) {
-    call.status[i] = why, call.kept[i] = 0, call.kept_mass[i] = call.logsumexp[i] = 0;
+    call.status[i] = why;
+    if (call.scaled) {
+      for (int64_t j = 0; j < row.classes; ++j) call.scaled[i * row.classes + j] = nan;
+      return;
+    }
+    call.kept[i] = 0, call.kept_mass[i] = call.logsumexp[i] = 0;
     for (int64_t at = i * call.samples; at < (i + 1) * call.samples; ++at)
       call.index[at] = call.rank[at] = 0, call.logprob[at] = call.sampled_logprob[at] = 0;
   }
@@ -283,13 +285,17 @@ class RowDraw {
     return count;
   }
 
-  // T = 0: the first largest logit.
-  void greedy() {
+  int64_t first_largest() {
     alignas(64) F buffer[block];
     const F* z = row(highest, buffer);
     int64_t j = 0;
     while (z[j] != static_cast<F>(top)) ++j;
-    j += highest * block;
+    return highest * block + j;
+  }
+
+  // T = 0: the first largest logit.
+  void greedy() {
+    const int64_t j = first_largest();
     call.kept[i] = 1;
     call.kept_mass[i] = std::exp(logprob(row.raw_at(j)));
     for (int64_t sample = 0; sample < call.samples; ++sample) {
@@ -329,6 +335,25 @@ class RowDraw {
       const int64_t j = class_at(mass, row.size(b), fraction);
       write(sample, b * block + j, -((top - static_cast<double>(z[j])) * asked.scale + log_sampled));
     }
+  }
+
+  // Lists what can be drawn, with its masses.
+  void shorten() {
+    if (asked.cut)
+      truncate();
+    else
+      gather(-infinity);
+    s.list.weigh(asked.scale);
+  }
+
+  void spread(double* out) {
+    for (int64_t j = 0; j < row.classes; ++j) out[j] = -infinity;
+    if (asked.greedy) {
+      out[first_largest()] = 0;
+      return;
+    }
+    shorten();
+    for (int64_t k = 0; k < s.list.size(); ++k) out[s.list.index[k]] = (s.list.z[k] - s.list.top) / asked.temperature;
   }
 
   // The probability that the model gives to classes that are not banned.
@@ -402,7 +427,7 @@ class RowDraw {
         (second ? square : sum) += (part[0] + part[1]) + (part[2] + part[3]);
       }
     }
-    return std::sqrt(square / count);
+    return no_overflow(std::sqrt(square / count));
   }
 
   // The mass of the whole row in doubles, relative to its maximum.
@@ -426,8 +451,8 @@ class RowDraw {
     double mass = 0, spread = 0, bound = top;
     if (step == top_p || step == epsilon_cutoff) {
       mass = cumulate(sums.top, sums.mass, blocks, top, scale, s);
-      // What lies below has together less than 1 - p of the mass; or each less than epsilon of it.
-      const double least = step == top_p ? (1 - value) * mass / row.classes : value * mass;
+      // What lies below has together less than 1 - p of the mass; or each less than epsilon of it, and than the largest.
+      const double least = step == top_p ? (1 - value) * mass / row.classes : std::min(value * mass, 1.0);
       bound = std::min(top, top + std::log(least * (1 - 4 * mass_error)) / scale);
     } else if (step == top_n_sigma) {
       spread = deviation();
@@ -469,7 +494,7 @@ class RowDraw {
       if (step == top_k)
         bound = std::max(bound, reached_by(value));
       else if (step == min_p)
-        bound = std::max(bound, top + std::log(value) / now);
+        bound = std::max(bound, top + std::log(value * (1 - 4 * mass_error)) / now);  // roundings may keep what is near
       else
         break;
     }

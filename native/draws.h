@@ -30,6 +30,7 @@ struct DrawCall {
   double *logprob, *sampled_logprob;
   int64_t *kept, *status;  // (N), like the next two
   double *kept_mass, *logsumexp;
+  double* scaled;  // null; or (N, V): instead of draws, (z - max) / T of the classes kept, -inf of the others
 };
 
 struct WeightsCall {

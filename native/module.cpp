@@ -454,6 +454,18 @@ void draw(int dtype, const TileArgs& z, uintptr_t uniforms, int64_t samples, con
   parallel(rows, 1, classes + 64 * samples, threads, [&](int64_t begin, int64_t end) { drawing->draw(call, begin, end); });
 }
 
+// (z - max) / T of what the rules keep, -inf elsewhere, into `scaled` (N, V) of doubles.
+void tempered(int dtype, const TileArgs& z, const Addresses& rules, const std::vector<int>& order, uintptr_t scaled,
+              int threads) {
+  nb::gil_scoped_release release;
+  DrawCall call{};
+  call.type = static_cast<DType>(dtype), call.z = tile(z), call.replacement = true, call.scaled = at<double>(scaled);
+  for (int step = 0; step < steps; ++step) call.rule[step] = at<const double>(rules[step]), call.order[step] = order[step];
+  std::vector<int64_t> status(call.z.rows);
+  call.status = status.data();
+  parallel(call.z.rows, 1, call.z.classes, threads, [&](int64_t begin, int64_t end) { drawing->draw(call, begin, end); });
+}
+
 void multinomial(int dtype, const TileArgs& p, uintptr_t uniforms, int64_t samples, bool replacement, uintptr_t index,
                  uintptr_t status, int threads) {
   nb::gil_scoped_release release;
@@ -523,6 +535,7 @@ NB_MODULE(_native, m) {
   m.def("uniforms", &uniforms, "seed"_a, "offset"_a, "step"_a, "rows"_a, "samples"_a, "second"_a, "out"_a);
   m.def("draw", &draw, "dtype"_a, "z"_a, "uniforms"_a, "samples"_a, "rules"_a, "order"_a, "edits"_a, "replacement"_a,
         "out"_a, "threads"_a);
+  m.def("tempered", &tempered, "dtype"_a, "z"_a, "rules"_a, "order"_a, "scaled"_a, "threads"_a);
   m.def("multinomial", &multinomial, "dtype"_a, "p"_a, "uniforms"_a, "samples"_a, "replacement"_a, "index"_a, "status"_a,
         "threads"_a);
   m.def("masses", &masses, "dtype"_a, "z"_a, "temperature"_a, "top"_a, "mass"_a, "threads"_a);

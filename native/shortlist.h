@@ -33,6 +33,12 @@ inline double sum_of(const double* v, int64_t n) {
   return total;
 }
 
+// A deviation as a finite number: 0 times it is 0, where squares of doubles have overflown too.
+inline double no_overflow(double deviation) {
+  constexpr double most = std::numeric_limits<double>::max();
+  return deviation < most ? deviation : most;
+}
+
 // Finds the end of the shortest beginning, by ascending key and then position, whose weight reaches the target. A
 // histogram of the weights by key finds the bin where that happens, then one of the bin's entries, and so on: n steps
 // or a little more, nothing is sorted but the last few.
@@ -148,7 +154,7 @@ class Shortlist {
     for (const double each : z) mean += each - top;
     mean /= size();
     for (const double each : z) square += (each - top - mean) * (each - top - mean);
-    return std::sqrt(square / size());
+    return no_overflow(std::sqrt(square / size()));
   }
 
   // Finds what has together the weight, the largest logits first.

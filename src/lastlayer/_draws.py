@@ -168,6 +168,12 @@ def truncate(
     return xp.where(greedy[:, None], first, kept), now
 
 
+def tempered(z: Array, rules: Rules, order: tuple[str, ...]) -> Array:
+    """Return (z - max) / T of the classes kept of z (N, V), -inf for the others."""
+    kept, temperature = truncate(z, rules, order)
+    return _scaled(namespace(z).where(kept, z, -math.inf), temperature)
+
+
 def _filter(name: str, z: Array, kept: Array, temperature: Array, value: Array, beyond: Array | float = 0.0) -> Array:
     """Return which classes one filter keeps of those kept before it; ``beyond`` is the mass of those not here."""
     xp = namespace(z)

@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from lastlayer import _backends
 from lastlayer._algebra import Array, classes, double, finish, fold, namespace
-from lastlayer._draws import Rules, draw_masses, take, truncate
+from lastlayer._draws import Rules, draw_masses, take
 
 
 class Words(NamedTuple):
@@ -85,10 +86,9 @@ def ending(p: Array, q: Array, masses: Array, words: Words, last: Array) -> tupl
 
 def tempered(z: Array, rules: Rules, order: tuple[str, ...]) -> Array:
     """Return (z - max) / T of the classes kept of z (N, K, V), -inf for the others."""
-    flat = double(z).reshape(-1, z.shape[2])
-    kept, temperature = truncate(flat, rules, order)
-    xp = namespace(flat)
-    return xp.where(kept, (flat - xp.amax(flat, -1)[:, None]) / temperature[:, None], -math.inf).reshape(z.shape)
+    flat = z.reshape(-1, z.shape[2])
+    scaled: Array = _backends.choose(flat).tempered(flat, rules, order)
+    return scaled.reshape(z.shape)
 
 
 def log_softmax_at(z: Array, y: Array) -> Array:

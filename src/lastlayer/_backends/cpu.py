@@ -317,6 +317,17 @@ def _parts(block: Any, n: int, samples: int) -> tuple[Any, Any, Any, Any]:
     return a, b, block[2 * size : 2 * size + n], block[2 * size + n :]
 
 
+def tempered(z: Array, rules: Rules, order: tuple[str, ...]) -> Array:
+    """Return (z - max) / T of the classes kept, -inf of the others, float64 (N, V)."""
+    given = [None if rule is None else _numbers(rule) for rule in rules]
+    scaled = np.empty(z.shape)
+    _native.tempered(
+        _code(z), _tile(z), [0 if rule is None else _native.address(rule) for rule in given],
+        [STEPS.index(name) for name in order], _native.address(scaled), _threads(z),
+    )  # fmt: skip
+    return _like(z, scaled)[0]
+
+
 def multinomial(p: Array, uniforms: Any, replacement: bool) -> tuple[Array, Array]:
     """Draw from each row of weights: the classes, and the status of the rows."""
     u = _numbers(uniforms)

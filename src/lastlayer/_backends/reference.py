@@ -135,6 +135,13 @@ def draw(
         return _draws.draw(z, _beside(z, uniforms), on_device, order, edits, replacement)
 
 
+def tempered(z: Array, rules: Rules, order: tuple[str, ...]) -> Array:
+    """Return (z - max) / T of the classes kept, -inf of the others, float64."""
+    on_device = Rules(*(None if rule is None else _beside(z, rule) for rule in rules))
+    with np.errstate(**QUIET):  # type: ignore[arg-type]
+        return _draws.tempered(_wide(z), on_device, order)
+
+
 def _beside(z: Array, numbers: Any) -> Array:
     """Return NumPy's numbers where z lives."""
     xp = _algebra.namespace(z)
