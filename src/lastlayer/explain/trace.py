@@ -1,12 +1,13 @@
 """A trace: the steps from the numbers one has to the number one asked for, as plain data.
 
-The functions of this package make traces; terminal.py, notebook.py and page.py show them, and nothing is computed there.
+The functions of this package make traces; terminal.py, notebook.py and page.py show them and compute nothing.
 Every value is what the library computes in the user's type, beside the exact one and the distance between the two.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -29,6 +30,7 @@ class Step:
         unit: "", "nats", "bits", "probability", "odds".
         note: a sentence about what it means, or ""; where a common mistake belongs here, what goes wrong.
         labels: names of the entries of a row, such as ["class 0", "class 1"], or () for a number.
+        dtype: the type that value was computed in, "" for that of the trace.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Step:
     unit: str = ""
     note: str = ""
     labels: tuple[str, ...] = ()
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,14 @@ class Trace:
         call: the call of this library whose number this is.
         dtype: the type computed in, "float32" for instance.
         inputs: the arguments by name, as Python numbers.
-        steps: in order; the last one is the result.
+        steps: in order; the last one is the result, or follows from it, as a gradient does.
         result: what the call returns.
         unit: of the result.
         pytorch: the same as a line of PyTorch, "" where it has none.
         pytorch_value: what PyTorch says, None where it is not installed or has no such function.
         agrees: whether PyTorch's is the same up to roundings of its type; None where there is none.
         notes: sentences about the whole.
+        result_dtype: the type of the result, "" for that of the trace.
     """
 
     title: str
@@ -72,6 +76,7 @@ class Trace:
     pytorch_value: Numbers | None = None
     agrees: bool | None = None
     notes: tuple[str, ...] = ()
+    result_dtype: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trace as dictionaries, lists, strings and numbers; not finite ones as "inf", "-inf", "nan"."""
@@ -102,6 +107,6 @@ def _finite(value: Any) -> Any:
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
-    if isinstance(value, float) and not (value - value == 0):
+    if isinstance(value, float) and not math.isfinite(value):
         return "nan" if value != value else "inf" if value > 0 else "-inf"
     return value
