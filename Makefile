@@ -60,6 +60,7 @@ accuracy: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python benchmarks/accuracy.py --write docs/accuracy.md
+	$(BIN)/python -m lastlayer.learn.pages docs/lessons
 	$(BIN)/python -m pytest -q --doctest-glob="*.md" docs README.md
 
 mutants: $(VENV)/.dev

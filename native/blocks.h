@@ -22,9 +22,37 @@ constexpr bool fused = true;  // products are added before they are rounded: ln 
 constexpr bool fused = false;
 #endif
 
+#if defined(__AVX512F__)
+// e^x = 2^(n/16) e^r with n = 16 k + i: 2^(i/16) from a table that fits a register, and |r| <= ln(2)/32 needs three terms.
+// An entry has i << 19 taken off, which adding n << 19 puts back: one addition scales by 2^k.
+template <int n>
+LASTLAYER_INLINE inline void exponentials_by_table(vec<float>* x) {
+  alignas(64) static constexpr uint32_t roots[] = {
+      0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+      0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+  constexpr float magic = 0x1.8p23f, sixteenth = 0x1.62e43p-5f;
+  const __m512 table = _mm512_load_ps(roots);
+  vec<float> t[n], r[n], q[n];
+#define LASTLAYER_EACH _Pragma("GCC unroll 8") for (int i = 0; i < n; ++i)
+  LASTLAYER_EACH x[i] = larger(splat(Term<float>::lowest), x[i]);
+  LASTLAYER_EACH t[i] = x[i] * (16 * ExpTable<float>::log2e) + magic;
+  LASTLAYER_EACH r[i] = t[i] - magic;
+  LASTLAYER_EACH r[i] = x[i] - r[i] * sixteenth;
+  LASTLAYER_EACH q[i] = r[i] * 0.16666667f + 0.5f;
+  LASTLAYER_EACH q[i] = q[i] * r[i] + 1.0f;
+  LASTLAYER_EACH q[i] = q[i] * r[i] + 1.0f;
+  LASTLAYER_EACH t[i] = vec<float>(mask<float>(_mm512_permutexvar_ps(_mm512_castps_si512(t[i]), table)) + (mask<float>(t[i]) << 19));
+  LASTLAYER_EACH x[i] = q[i] * t[i];
+#undef LASTLAYER_EACH
+}
+#endif
+
 // e^x for x <= 0, at least e^lowest; NaN stays NaN. In place, n vectors step by step: each waits for the step before.
 template <int n, class F>
 LASTLAYER_INLINE inline void exponentials(vec<F>* x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<F, float>) return exponentials_by_table<n>(x);
+#endif
   using S = Simd<F>;
   using T = Term<F>;
   constexpr F magic = F(1.5) * static_cast<F>(int64_t{1} << S::mantissa);

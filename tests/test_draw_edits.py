@@ -16,7 +16,7 @@ import lastlayer as ll
 from lastlayer import _backends, sampling
 
 TYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-NAN, INF = np.nan, np.inf
+NAN, INF, EPS = np.nan, np.inf, np.finfo(np.float64).eps
 
 
 @pytest.fixture(params=["reference", "cpu"], autouse=True)
@@ -73,7 +73,7 @@ def test_edits_equal_a_model_of_one_row(dtype, classes, rng):
     z[3, 7], z[4, :5] = -INF, -INF
     arguments, made = edited_rows(rng, z)
     kind = np.float64 if dtype == np.float64 else np.float32
-    for numbers in ({}, {"top_k": 6, "temperature": 0.6}):
+    for numbers in ({}, {"temperature": 0.6}, {"top_k": 6, "temperature": 0.6}):
         sample = ll.categorical(z, 40, seed=2, **arguments, **numbers)
         alone = ll.categorical(made.astype(kind), 40, seed=2, **numbers)
         for name in ("index", "kept"):
@@ -149,6 +149,12 @@ def test_a_banned_class_is_never_drawn(rng):
     assert not np.isin(index, banned).any()
     probs = scipy.special.softmax(np.where(np.isin(np.arange(40), banned), -INF, z.astype(np.float64)))
     assert_frequencies(np.bincount(index, minlength=40), probs)
+
+
+def test_the_mass_that_bans_leave_has_its_digits():
+    for gap in (1.0, 20.0, 40.0):
+        sample = ll.categorical([gap, 0.0, 0.0, 0.0], seed=1, bans=(0, 0))
+        np.testing.assert_allclose(sample.kept_mass, 3 / (3 + np.exp(gap)), rtol=(2 * gap + 8) * EPS)
 
 
 NO_EDIT = [

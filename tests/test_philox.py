@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lastlayer import _philox
+from lastlayer import _backends, _philox
 
 ONES, M0, M1, W0, W1 = 0xFFFFFFFF, 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 UNLIKELY = 1e-4
@@ -54,12 +54,15 @@ def test_all_vectors_at_once():
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_where_seed_offset_step_and_sample_go(second):
+@pytest.mark.parametrize("module", [_philox, _backends.cpu])
+def test_where_seed_offset_step_and_sample_go(module, second):
+    if module is None:
+        pytest.skip("the native module is not built")
     rng = np.random.default_rng(0)
     seeds, offsets = rng.integers(0, 2**64, (2, 20), dtype=np.uint64)
     steps = rng.integers(0, 2**32, 20, dtype=np.uint64)
     seeds[:3], offsets[1:4], steps[2:5] = [0, 1, 2**64 - 1], [0, 2**32, 2**64 - 1], [0, 1, 2**32 - 1]
-    found = _philox.uniforms(seeds, offsets, steps, 7, second=second)
+    found = module.uniforms(seeds, offsets, steps, 7, second=second)
     expected = [
         [uniform(*map(int, row), s, second) for s in range(7)] for row in zip(seeds, offsets, steps, strict=True)
     ]

@@ -5,6 +5,7 @@ Ties and ends are spelled out; rows of all kinds are tested against the models o
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -101,6 +102,9 @@ KEPT = [
     *(([-7.0], {name: value}, [0]) for name in Rules._fields[2:] for value in (0.0, 0.5) if name != "top_k"),
     *(([-7.0], {"top_k": value}, [0]) for value in (1, 2, INF)),
     *(([-7.0], {"temperature": t}, [0]) for t in (0.0, 1e-300, 1e300)),
+    ([-1e-17, 0.0, 0.0], {"epsilon_cutoff": 0.9}, [0, 1, 2]),  # e^-1e-17 is 1: just as likely
+    ([-1e-17, 0.0, 0.0], {"min_p": 1.0}, [0, 1, 2]),
+    ([1e8, 1e-9, 2e-9], {"top_k": 2}, [0, 2]),  # 1e8 less either is one number, and they are two
 ]  # fmt: skip
 
 
@@ -110,6 +114,55 @@ def test_what_is_kept_at_ties_and_ends(backend, row, numbers, expected, order):
     if order == "llama.cpp" and "temperature" in numbers and len(numbers) > 1:
         order = "transformers"  # there the temperature is last, and filters do not see it
     assert kept_classes(backend, row, order=order, **numbers) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kept_where_a_rounding_of_the_total_decides(backend, seed):
+    """p and epsilon just above and below what so many classes reach: nearer than float32 sums can tell."""
+    rng = np.random.default_rng(seed)
+    z = (rng.standard_normal(5000) * 4).astype(np.float32)
+    mass = np.sort(np.exp(z.astype(np.float64) - z.max()))[::-1]
+    share, probs = np.cumsum(mass) / mass.sum(), mass / mass.sum()
+    near, many = 1e-12, np.arange(3, 300, 7)  # the roundings of sums of doubles are a hundredth of it
+    cuts = [("top_p", share, many + 1, many + 2), ("epsilon_cutoff", probs, many, many + 1)]
+    for name, reached, below, above in cuts:
+        for factor, kept in ((1 - near, below), (1 + near, above)):
+            values = reached[many] * factor
+            kept = kept if name == "top_p" else (above if factor < 1 else below)
+            found = draw(backend, np.tile(z, (len(many), 1)), np.full((len(many), 1), 0.5), **{name: values})
+            assert np.array_equal(found.kept, kept), name
+
+
+BETWEEN = {"top_k": 200, "top_p": 0.9, "min_p": 1e-3, "typical_p": 0.9, "epsilon_cutoff": 1e-5, "top_n_sigma": 3.0}
+
+
+@pytest.mark.parametrize(("first", "then"), list(itertools.permutations(BETWEEN, 2)))
+def test_the_temperature_may_come_between_filters(backend, first, then, rng):
+    z = rows_of_all_kinds(rng, 12, 1500, ties=False)
+    order = (first, "temperature", then, *(name for name in BETWEEN if name not in (first, then)), "eta_cutoff")
+    some = {name: BETWEEN[name] for name in (first, then)}
+    found, model = (
+        draw(each, z, np.full((12, 1), 0.5), order=order, temperature=[0.4, 2.5] * 6, **some)
+        for each in (backend, _backends.reference)
+    )
+    assert np.array_equal(found.kept, model.kept)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ties_in_several_blocks(backend, temperature):
+    z = np.zeros((1, 4000), np.float32)
+    z[0, [1500, 2047, 2048, 3999]] = 3
+    found = draw(backend, z, [[0.9]], temperature=temperature, top_k=1)
+    assert (found.index[0, 0], found.rank[0, 0], found.kept[0]) == (1500, 1, 1)
+
+
+@pytest.mark.parametrize(("sigma", "kept"), [(0.0, 1), (1.0, 3)])
+@pytest.mark.parametrize("order", [ORDERS["vllm"], (*ORDERS["vllm"][2:], "temperature", "min_p")])
+def test_a_deviation_whose_squares_overflow(backend, sigma, kept, order):
+    found = draw(backend, [[0.0, 1e200, -5.0]], [[0.5]], order=order, top_n_sigma=sigma, top_p=1 - 1e-9)
+    found_alone = draw(backend, [[0.0, 1e200, -5.0]], [[0.5]], order=order, top_n_sigma=sigma)
+    assert found.index[0, 0] == found_alone.index[0, 0] == 1
+    assert (found.kept[0], found_alone.kept[0]) == (1, kept)
 
 
 @pytest.mark.parametrize("classes", [2, 1023, 1024, 1025, 5000])

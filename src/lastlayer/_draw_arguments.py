@@ -136,6 +136,10 @@ def read_order(order: str | tuple[str, ...]) -> tuple[str, ...]:
         if order not in ORDERS:
             raise ValueError(f"order = {order!r} is not one of {', '.join(map(repr, ORDERS))}, nor a list of steps")
         return ORDERS[order]
+    if not isinstance(order, tuple | list):
+        raise TypeError(
+            f"order is {type(order).__name__}, expected one of {', '.join(map(repr, ORDERS))}, or a list of steps"
+        )
     names = tuple(order)
     if names == STEPS:
         return STEPS

@@ -24,6 +24,7 @@ import numpy as np
 
 from lastlayer._algebra import Array, State, classes, double, finish, fold, namespace
 
+MOST = math.nextafter(math.inf, 0)
 BLOCK = 1024  # classes whose mass is summed together; the blocks of a row begin at multiples of it
 
 ORDERS = {
@@ -182,9 +183,9 @@ def _filter(name: str, z: Array, kept: Array, temperature: Array, value: Array, 
     mass = xp.exp(x)
     total = mass.sum(-1) + beyond
     if name == "top_k":
-        return shortest(gap, kept * 1.0, value)
+        return shortest(-left, kept * 1.0, value)
     if name == "top_p":
-        return shortest(gap, mass, value * total)
+        return shortest(-left, mass, value * total)
     if name == "min_p":
         return kept & (mass >= value[:, None])
     if name == "top_n_sigma":  # whatever the temperature
@@ -202,7 +203,8 @@ def _deviation(x: Array, kept: Array) -> Array:
     xp = namespace(x)
     count = kept.sum(-1)
     mean = xp.where(kept, x, 0.0).sum(-1) / count
-    return xp.sqrt((xp.where(kept, x - mean[:, None], 0.0) ** 2).sum(-1) / count)
+    deviation = xp.sqrt((xp.where(kept, x - mean[:, None], 0.0) ** 2).sum(-1) / count)
+    return xp.where(deviation < MOST, deviation, MOST)  # so that 0 times it is 0, where squares overflow too
 
 
 def shortest(key: Array, weight: Array, target: Array) -> Array:
