@@ -114,3 +114,16 @@ def test_neighbours_are_independent(axis):
     }.get(axis, (u[::2], u[1::2]))
     cells = (first * 32).astype(int) * 32 + (after * 32).astype(int)
     assert scipy.stats.chisquare(np.bincount(cells.reshape(-1), minlength=1024)).pvalue > UNLIKELY
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("second", [False, True])
+def test_rows_under_one_seed_have_their_numbers_as_offsets(name: str, second: bool) -> None:
+    backend = getattr(_backends, name)
+    if backend is None:
+        pytest.skip("no native module")
+    one = np.ones(5, np.uint64)
+    seed, step = (1 << 64) - 3, (1 << 32) - 2
+    offset = np.arange(5, dtype=np.uint64)
+    expected = _philox.uniforms(np.uint64(seed) * one, offset, np.uint64(step) * one, 7, second=second)
+    assert np.array_equal(backend.uniforms_of_rows(seed, step, 5, 7, second=second), expected)

@@ -218,14 +218,16 @@ def read_uniforms(
     seed: Numbers, offset: Numbers | None, step: Numbers, shape: Shape, samples: int, second: bool = False
 ) -> NDArray[np.float64]:
     """Return the uniforms (N, S) of rows of this shape."""
-    rows = math.prod(shape)
+    rows, backend = math.prod(shape), _backends.choose(NUMBERS)
+    if type(seed) is int and type(step) is int and offset is None and 0 <= seed < 1 << 64 and 0 <= step < 1 << 32:
+        return backend.uniforms_of_rows(seed, step, rows, samples, second=second)  # type: ignore[no-any-return]
     seeds = words_of("seed", seed, shape)
     if offset is not None:
         offsets = words_of("offset", offset, shape)
     else:
         one_seed = type(seed) is int or np.ndim(as_array("seed", seed)) == 0
         offsets = np.arange(rows, dtype=np.uint64) if one_seed else np.zeros(rows, np.uint64)
-    return _backends.choose(NUMBERS).uniforms(  # type: ignore[no-any-return]
+    return backend.uniforms(  # type: ignore[no-any-return]
         seeds, offsets, words_of("step", step, shape, 32), samples, second=second
     )
 

@@ -49,3 +49,10 @@ def uniforms(
     words = philox(counter, (seed & MASK, seed >> LOW))
     low, high = words[2:] if second else words[:2]
     return ((high << LOW | low) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def uniforms_of_rows(seed: int, step: int, rows: int, samples: int, *, second: bool = False) -> NDArray[np.float64]:
+    """Return the uniforms of rows 0..N-1 under one seed and step."""
+    one = np.ones(rows, np.uint64)
+    offset = np.arange(rows, dtype=np.uint64)
+    return uniforms(np.uint64(seed) * one, offset, np.uint64(step) * one, samples, second=second)

@@ -4,8 +4,8 @@ A backend is a module with functions on tiles of logits (N, V), NumPy or torch, 
 
     fold(z, weight, moment) -> State                                gradient(z, state, numbers, ..., out) -> out
     statistics(z, target, weight, entropy) -> Statistics, State     softmax(z, out), log_softmax(z, out) -> out
-    draw(z, uniforms, rules, order, edits, replacement) -> Drawn    multinomial(p, uniforms, replacement) -> index, status
-    masses, choose, inside, topk: draws from tiles, _draws.py       uniforms(seed, offset, step, samples)
+    draw(z, uniforms, rules, order, edits, replacement) -> Drawn    uniforms(seed, offset, step, samples) -> (N, S)
+    multinomial(p, uniforms, replacement) -> index, status          masses, choose, inside, topk: draws from tiles
     reserve(out) -> out, before a large new array is written
 ``cpu`` is the C++ of native/, ``reference`` the specification itself in float64. They never import each other.
 """

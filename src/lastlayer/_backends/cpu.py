@@ -275,7 +275,15 @@ def uniforms(
     a, b, c = (np.ascontiguousarray(word) for word in (seed, offset, step))
     out = np.empty((len(a), samples))
     address = _native.address
-    _native.uniforms(address(a), address(b), address(c), len(a), samples, second, address(out))
+    _native.uniforms(address(a), address(b), address(c), False, len(a), samples, second, address(out))
+    return out
+
+
+def uniforms_of_rows(seed: int, step: int, rows: int, samples: int, *, second: bool = False) -> NDArray[np.float64]:
+    """Return the uniforms of rows 0..N-1 under one seed and step."""
+    words = np.array((seed, step), np.uint64)
+    out, at = np.empty((rows, samples)), _native.address(words)
+    _native.uniforms(at, 0, at + 8, True, rows, samples, second, _native.address(out))
     return out
 
 
@@ -292,14 +300,15 @@ def draw(
     u = _numbers(uniforms)
     n, samples = u.shape
     given = [None if rule is None else _numbers(rule) for rule in rules]
+    address = _native.address
     changed = [] if edits is None else [np.ascontiguousarray(each) for each in edits]
     size = n * samples
     whole, real = np.empty(2 * size + 2 * n, np.int64), np.empty(2 * size + 2 * n)
-    at, real_at = _native.address(whole), _native.address(real)
+    at, real_at = address(whole), address(real)
     _native.draw(
-        _code(z), _tile(z), _native.address(u), samples, [0 if rule is None else _native.address(rule) for rule in given],
+        _code(z), _tile(z), address(u), samples, [0 if rule is None else address(rule) for rule in given],
         CODES_OF_STEPS if order == STEPS else [STEPS.index(name) for name in order],
-        [_native.address(each) for each in changed], replacement,
+        [address(each) for each in changed], replacement,
         [at, at + 8 * size, real_at, real_at + 8 * size, at + 16 * size, at + 16 * size + 8 * n, real_at + 16 * size,
          real_at + 16 * size + 8 * n],
         _threads(z),

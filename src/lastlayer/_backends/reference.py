@@ -124,6 +124,7 @@ def log_softmax(z: Array, *, out: Array) -> Array:
 
 
 uniforms = _philox.uniforms
+uniforms_of_rows = _philox.uniforms_of_rows
 
 
 def draw(
