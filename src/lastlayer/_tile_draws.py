@@ -24,9 +24,8 @@ from lastlayer._draws import BLOCK, NEUTRAL, STEPS, Drawn, Rules, take
 from lastlayer._statistics import Folded
 from lastlayer._stream import Peers, spans
 
-MARGIN = (
-    2.0**-20
-)  # what a total of float32 terms may be off, relative: a boundary of top_p nearer than that is in doubt
+# What a total of float32 terms may be off, relative: a boundary of top_p nearer than that is in doubt.
+MARGIN = 2.0**-20
 
 
 @dataclass
