@@ -31,6 +31,15 @@ def seeded():
     torch.manual_seed(20261122)
 
 
+@pytest.fixture(autouse=True)
+def validated():
+    """Torch's default; the first torch.compile of a process switches it off."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    yield
+    Distribution.set_default_validate_args(before)
+
+
 def weights_of(batch, dtype=torch.float64):
     return torch.rand(*batch, CLASSES, dtype=dtype) + 0.1
 

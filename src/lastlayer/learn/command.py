@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import socket
@@ -84,10 +85,14 @@ def _serve(listening: socket.socket, *, browser: bool) -> None:
         ws="none",
         lifespan="off",
     )
-    print(f"lastlayer learn: {address}   (Ctrl-C stops)", flush=True)
-    if browser:
-        _open(address)
-    uvicorn.Server(config).run(sockets=[listening])
+
+    async def run() -> None:  # the address is told when Ctrl-C has somebody who hears it
+        print(f"lastlayer learn: {address}   (Ctrl-C stops)", flush=True)
+        if browser:
+            _open(address)
+        await uvicorn.Server(config).serve(sockets=[listening])
+
+    asyncio.run(run())
 
 
 def _open(address: str) -> None:

@@ -127,7 +127,7 @@ class Categorical(_Rows, TorchCategorical):
         probs: weights >= 0, (..., V), which are divided by their sum; instead of logits.
         logits: z, (..., V); float16, bfloat16, float32 or float64. -inf is a class of probability 0.
         validate_args: whether to check that each row has a distribution, and later that values are classes. None:
-            torch's default, which is yes. The check reads the logits once.
+            torch's default, which is yes until the first torch.compile. The check reads the logits once.
 
     Attributes:
         probs: softmax(z), (..., V).
