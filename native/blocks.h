@@ -101,14 +101,6 @@ LASTLAYER_INLINE inline vec<F> lane_maxima(const F* z, int64_t n, vec<F>& lowest
   return larger(larger(m[0], m[1]), larger(m[2], m[3]));
 }
 
-template <int n, class F>
-LASTLAYER_INLINE inline vec<F> total_of(const vec<F>* v) {
-  if constexpr (n == 1)
-    return v[0];
-  else
-    return total_of<n / 2, F>(v) + total_of<n / 2, F>(v + n / 2);
-}
-
 // The sums over n classes of e^(z - m), and of e^((z - m) scale) if that is another one. m is finite.
 template <bool scaled, class F>
 inline void add_terms(const F* z, int64_t n, F m, F scale, double& plain, double& tempered) {

@@ -144,9 +144,9 @@ class RowFold {
     if constexpr (with_moment) {
 #pragma GCC unroll 8
       for (int k = 0; k < n; ++k) sum[k] = product(sum[k], e[k]);
-      moments.add(to_double<F>(total<n>(sum)));
+      moments.add(to_double<F>(total_of<n, F>(sum)));
     }
-    terms.add(to_double<F>(total<n>(e)));
+    terms.add(to_double<F>(total_of<n, F>(e)));
     if constexpr (with_weight) {
       vec<F> weight[n];
 #pragma GCC unroll 8
@@ -155,17 +155,9 @@ class RowFold {
         weight[k] = load(u + k * w);
         sum[k] = (weight[k] != zero) & (zk != level) ? (level - zk) * weight[k] : zero;
       }
-      spreads.add(to_double<F>(total<n>(sum)));
-      masses.add(to_double<F>(total<n>(weight)));
+      spreads.add(to_double<F>(total_of<n, F>(sum)));
+      masses.add(to_double<F>(total_of<n, F>(weight)));
     }
-  }
-
-  template <int n>
-  static vec<F> total(const vec<F>* v) {
-    if constexpr (n == 1)
-      return v[0];
-    else
-      return total<n / 2>(v) + total<n / 2>(v + n / 2);
   }
 
  public:

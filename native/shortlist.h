@@ -249,3 +249,22 @@ class Tree {
     return node;
   }
 };
+
+// Draws without replacement from what is listed and weighed: each takes its entry out. Where what is left is next to
+// nothing, it is weighed anew. found(sample, entry, mass of the others that are left).
+template <class Weigh, class Found>
+void take_out(Shortlist& list, const double* uniforms, int64_t samples, const Weigh& weigh, const Found& found) {
+  constexpr double little = 1e-200;
+  Tree tree(list.mass);
+  for (int64_t sample = 0; sample < samples; ++sample) {
+    if (!(tree.total() > little)) {
+      list.keep_if([&](int64_t k) { return list.index[k] >= 0; });
+      weigh();
+      tree = Tree(list.mass);
+    }
+    const int64_t k = tree.find(uniforms[sample]);
+    tree.set(k, 0);
+    found(sample, k, tree.total());
+    list.index[k] = -1;
+  }
+}

@@ -211,6 +211,15 @@ LASTLAYER_INLINE inline double sum_lanes(const vec_double<F>& v) {
   return reduce<Vec<double>::width>(sum, [](auto a, auto b) { return a + b; });
 }
 
+// The sum of n vectors, in pairs of pairs.
+template <int n, class F>
+LASTLAYER_INLINE inline vec<F> total_of(const vec<F>* v) {
+  if constexpr (n == 1)
+    return v[0];
+  else
+    return total_of<n / 2, F>(v) + total_of<n / 2, F>(v + n / 2);
+}
+
 template <class F>
 inline F maximum(vec<F> v) {
   return reduce<Vec<F>::width>(v, [](auto a, auto b) { return a > b ? a : b; });

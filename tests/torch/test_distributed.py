@@ -1,7 +1,6 @@
 """Vocabulary shards equal one process, and fail together: some ranks over gloo, one report per scenario.
 
-Each number of ranks is started once; its scenarios are in ranks_agree.py and ranks_fail.py. Nothing can hang: a
-collective has a timeout, and whatever is left of the ranks after a deadline is killed.
+Each number of ranks is started once; its scenarios are in ranks_agree.py and ranks_fail.py.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,56 +22,16 @@ if not (dist.is_available() and dist.is_gloo_available()):
 sys.path.insert(0, str(Path(__file__).parent))
 
 from ranks import SCENARIOS
+from ranks_launch import DEADLINE, reporter, said
 from ranks_problem import SOON, STALLED
 
-DEADLINE = 120.0  # seconds; all is over after a tenth of it
 CASES = [(world, name) for world, scenes in SCENARIOS.items() for name in scenes]
-
-
-def launch(world: str, folder: Path) -> None:
-    """Run the ranks of a world to their end, or to the deadline; what they said is in the folder."""
-    command = [sys.executable, str(Path(__file__).parent / "ranks.py"), world, str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (folder / "output").open("w") as output:
-        options: dict[str, Any] = {"env": environment, "stdout": output, "stderr": subprocess.STDOUT}
-        ranks = subprocess.Popen(command, start_new_session=True, **options)
-        try:
-            ranks.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            print("killed after the deadline", file=output)
-        finally:
-            if hasattr(os, "killpg"):
-                with suppress(ProcessLookupError):
-                    os.killpg(ranks.pid, signal.SIGKILL)  # the ranks too
-            ranks.kill()
-            ranks.wait()
 
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that gives the folder of a world: of several workers the first one runs it, others wait."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def report(world: object) -> Path:
-        folder = base / f"ranks-{world}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            limit = time.monotonic() + DEADLINE + 10
-            while not (folder / "done").exists() and time.monotonic() < limit:
-                time.sleep(0.05)
-        else:
-            launch(str(world), folder)
-            (folder / "done").touch()
-        return folder
-
-    return report
-
-
-def said(folder: Path) -> str:
-    """Return the end of what the ranks printed."""
-    return (folder / "output").read_text()[-3000:]
+    """The folders of the worlds of ranks.py."""
+    return reporter("ranks.py", tmp_path_factory)
 
 
 @pytest.mark.parametrize(("world", "name"), CASES, ids=[f"{world} ranks: {name}" for world, name in CASES])
