@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: one thread for each of several workers
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: kernels for a GPU run where there is none
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default, said so that triton does not warn of it
 
 import numpy as np
 import pytest
@@ -28,6 +31,8 @@ if _backends.cpu is not None:
     from lastlayer import _native
 
     BACKENDS += [f"cpu-{name}" for name in _native.instruction_sets()]
+if importlib.util.find_spec("triton") is not None and os.environ["TRITON_INTERPRET"] == "1":
+    BACKENDS.append("triton")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -35,6 +40,11 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Each backend in turn; the native one with each instruction set that this machine has."""
     if request.param == "reference":
         yield _backends.reference
+        return
+    if request.param == "triton":
+        import triton_backend
+
+        yield triton_backend.Backend()
         return
     before = _native.instruction_set()
     _native.use_instruction_set(request.param.removeprefix("cpu-"))

@@ -172,7 +172,7 @@ IGNORE = swap("type", 1.5, "a")
 UNIT = swap("range", "decibel", ["bits"])
 FINITE = [*swap("range", NAN, INF), *swap("type", "a")]
 POSITIVE = [*FINITE, *swap("range", 0, -1.0)]
-BUDGET = [*swap("range", 0, 1, -1), *swap("type", "a", None)]
+BUDGET = [*swap("range", 0, 1, -1), *swap("type", "a", 1.5)]
 DRAWS = [*swap("range", 0, -1), *swap("type", 1.5, "a")]
 TEMPERATURE = [
     *swap("range", -1.0, NAN, INF),

@@ -322,7 +322,7 @@ def test_a_backend_asked_for_by_name_never_falls_back(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LASTLAYER_BACKEND", "reference")
     assert _backends.choose(z) is _backends.reference
     monkeypatch.setenv("LASTLAYER_BACKEND", "gpu")
-    with pytest.raises(ValueError, match=r"'gpu': expected one of cpu, reference"):
+    with pytest.raises(ValueError, match=r"'gpu': expected one of cpu, triton, reference"):
         _backends.choose(z)
     monkeypatch.setenv("LASTLAYER_BACKEND", "cpu")
     monkeypatch.setattr(_backends, "cpu", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,21 +18,23 @@ sizes = st.integers(1, 300_000)
 
 @given(
     sizes, sizes, st.integers(1, 8192), st.integers(0, 2**31), st.booleans(), st.booleans(), st.integers(1, 2),
-    st.integers(0, 2**26),
+    st.integers(0, 2**26), st.sampled_from([1, 16, 64]), st.booleans(),
 )  # fmt: skip
 @settings(deadline=None)
 def test_the_plan_fits_its_budget_or_says_what_would(
-    rows: int, classes: int, features: int, budget: int, converts: bool, scratch: bool, tiles: int, packing: int
-) -> None:
+    rows: int, classes: int, features: int, budget: int, converts: bool, scratch: bool, tiles: int, packing: int,
+    align: int, sums: bool,
+) -> None:  # fmt: skip
     scratch = scratch or converts
-    least = workspace_bytes(Plan(1, 1, 1 if scratch else classes), features, 4, converts, scratch, tiles)
+    kinds: Any = {"converts": converts, "scratch": scratch, "tiles": tiles, "align": align, "sums": sums}
+    least = workspace_bytes(Plan(1, 1, 1 if scratch else classes), features, 4, **kinds)
     if budget < least:
         with pytest.raises(ValueError, match=f"memory_budget = {budget} bytes is too small: at least {least} are"):
-            plan(rows, classes, features, budget, 4, converts=converts, scratch=scratch, tiles=tiles, packing=packing)
+            plan(rows, classes, features, budget, 4, packing=packing, **kinds)
         return
-    made = plan(rows, classes, features, budget, 4, converts=converts, scratch=scratch, tiles=tiles, packing=packing)
+    made = plan(rows, classes, features, budget, 4, packing=packing, **kinds)
     left = max(budget - min(budget // 4, packing), least)
-    assert workspace_bytes(made, features, 4, converts, scratch, tiles) <= left <= budget
+    assert workspace_bytes(made, features, 4, **kinds) <= left <= budget
     assert 1 <= made.rows <= rows
     assert 1 <= made.block <= max(made.classes, classes)
     assert made.classes <= classes
@@ -52,9 +56,10 @@ def test_the_workspace_is_what_the_plan_says(
     taken = []
 
     class Counting(NumpyProducts):
-        def empty(self, *shape: int) -> np.ndarray:
-            taken.append(int(np.prod(shape)) * self.dtype.itemsize)
-            return super().empty(*shape)
+        def empty(self, *shape: int, dtype: Any = None) -> np.ndarray:
+            made = super().empty(*shape, dtype=dtype)
+            taken.append(made.nbytes)
+            return made
 
     h, w = rng.normal(size=(40, 6)).astype(np.float32), rng.normal(size=(70, 6)).astype(np.float32)
     head = _stream.Head(w)

@@ -23,9 +23,6 @@ Triples: TypeAlias = tuple[Any, Any, Any]
 Shape: TypeAlias = tuple[int, ...]
 
 
-NUMBERS = np.empty(0)  # of the type that uniforms have
-
-
 class DrawOptions(TypedDict, total=False):
     """The keyword arguments that all draws from logits share; lastlayer.categorical says what they are."""
 
@@ -218,7 +215,7 @@ def read_uniforms(
     seed: Numbers, offset: Numbers | None, step: Numbers, shape: Shape, samples: int, second: bool = False
 ) -> NDArray[np.float64]:
     """Return the uniforms (N, S) of rows of this shape."""
-    rows, backend = math.prod(shape), _backends.choose(NUMBERS)
+    rows, backend = math.prod(shape), _backends.host()
     if type(seed) is int and type(step) is int and offset is None and 0 <= seed < 1 << 64 and 0 <= step < 1 << 32:
         return backend.uniforms_of_rows(seed, step, rows, samples, second=second)  # type: ignore[no-any-return]
     seeds = words_of("seed", seed, shape)

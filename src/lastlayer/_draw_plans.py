@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lastlayer._algebra import Array, namespace
 from lastlayer._draw_arguments import Asked
 from lastlayer._draws import BLOCK, Rules
-from lastlayer._stream import ALONE, Head, Peers, Plan, Products, Stream
+from lastlayer._stream import ALONE, Head, Peers, Plan, Products, Stream, padded
 
 PREFIXES = ("top_k", "top_p", "min_p")  # what they keep begins with the largest logit and ends somewhere
 
@@ -117,7 +117,7 @@ class OfHead:
     def __init__(self, products: Products, input: Array, head: Head) -> None:
         self.products, self.input, self.head = products, input, head
         (self.rows, self.features), self.classes = input.shape, head.weight.shape[0]
-        self.converts = head.weight.dtype != products.dtype or input.dtype != products.dtype
+        self.converts = not head.weight.dtype == input.dtype == products.operand
         self.stream: Stream | None = None
 
     def open(self, plan: Plan) -> None:
@@ -208,7 +208,8 @@ def of_hidden(source: Source) -> int:
 def rows_plan(request: Request) -> Plan:
     """Return as many whole rows as the budget holds; on shards a gathered row lies there twice, beside its parts."""
     source = request.source
-    numbers = request.own * (1 + source.copies) + (0 if request.peers.alone else 2 * request.total) + of_hidden(source)
+    own = padded(request.own, source.products.align)
+    numbers = own * (1 + source.copies) + (0 if request.peers.alone else 2 * request.total) + of_hidden(source)
     rows, block, least = room(request, source.products.dtype.itemsize * max(numbers, 1))
     if rows < 1:
         raise ValueError(f"memory_budget = {request.budget} bytes is too small: at least {least} are needed here")
@@ -224,7 +225,8 @@ def tiles_plan(request: Request, candidates: int) -> Plan | None:
     best = None
     for step in range(BLOCK, request.own + BLOCK, BLOCK):
         classes = min(step, request.own)
-        numbers = classes * (1 + source.copies) + min(BLOCK, request.own) + of_hidden(source)
+        numbers = padded(classes, source.products.align) * (1 + source.copies)
+        numbers += min(BLOCK, request.own) + of_hidden(source)
         rows, block, _ = room(request, source.products.dtype.itemsize * numbers + kept)
         if rows < 1 or (best is not None and rows < best.rows and min(rows, step) <= min(best.rows, best.classes)):
             break

@@ -36,8 +36,9 @@ class Saved(NamedTuple):
 
 
 def check_options(
-    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None, scale: float, memory_budget: int
-) -> None:
+    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None, scale: float,
+    memory_budget: int | None,
+) -> None:  # fmt: skip
     """Check the arguments that are numbers or names, for both front ends."""
     _validate.check_reduction(reduction)
     _validate.check_label_smoothing(label_smoothing)
@@ -45,12 +46,13 @@ def check_options(
     check_head(softcap, scale, memory_budget)
 
 
-def check_head(softcap: float | None, scale: float, memory_budget: int) -> None:
+def check_head(softcap: float | None, scale: float, memory_budget: int | None) -> None:
     """Check what changes the logits, and the budget."""
     _validate.check_finite("scale", scale)
     if softcap is not None:
         _validate.check_positive("softcap", softcap)
-    _validate.read_integer("memory_budget", memory_budget)
+    if memory_budget is not None:
+        _validate.read_integer("memory_budget", memory_budget)
 
 
 def slice_terms(terms: Terms, rows: slice) -> Terms:
@@ -119,10 +121,16 @@ def push_statistics(stream: Stream, saved: Saved, target_weight: Array, upstream
     stream.peers.close()
 
 
-def allocate(stream: Stream, wanted: tuple[bool, ...], like_input: Callable[[], Array]) -> Gradients:
-    """Return room for the wanted gradients; the weight's is written before it is read, the bias's starts at 0."""
+def allocate(
+    stream: Stream, wanted: tuple[bool, ...], like_input: Callable[[], Array], exact: bool = False
+) -> Gradients:
+    """Return room for the wanted gradients; the weight's is written before it is read, the bias's starts at 0.
+
+    What several products add to is of the computing type, and rounded once at the end; what one writes need not be.
+    """
     empty, (d_input, d_weight, d_bias) = stream.products.empty, wanted
-    weight = empty(stream.classes, stream.features) if d_weight else None
+    kind = stream.products.operand if stream.plan.rows >= stream.rows and not exact else None
+    weight = empty(stream.classes, stream.features, dtype=kind) if d_weight else None
     bias = empty(stream.classes) if d_bias else None
     into = Gradients(like_input() if d_input else None, weight, bias)
     for array in into[0 if not stream.rows else 2 :]:
@@ -156,10 +164,14 @@ def terms_of(
 
 
 def weights_of(
-    soft: Array | None, class_weight: Array, smoothing: float, classes: int, cast: Callable[[Array], Array]
+    soft: Array | None, class_weight: Array | None, smoothing: float, classes: int
 ) -> Callable[[slice, slice], Array] | None:
-    """Return the stream's ``weights``: w where smoothing asks for it, (t (1 - e) + e / V) w for probabilities t."""
-    if soft is not None:
-        share = smoothing / classes
-        return lambda rows, tile: (cast(soft[rows, tile]) * (1 - smoothing) + share) * cast(class_weight[tile])
-    return (lambda rows, tile: class_weight[tile]) if smoothing else None
+    """Return the stream's ``weights``: the class weights w, or (t (1 - e) + e / V) w for probabilities t."""
+    if class_weight is None:
+        return None
+    if soft is None:
+        return lambda rows, tile: class_weight[tile]
+    share = smoothing / classes
+    return lambda rows, tile: (_algebra.cast(soft[rows, tile], class_weight) * (1 - smoothing) + share) * (
+        class_weight[tile]
+    )

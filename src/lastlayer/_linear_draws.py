@@ -53,9 +53,9 @@ def simplified(asked: Asked) -> Asked:
     return asked._replace(rules=Rules(**used))
 
 
-def draw(source: Source, asked: Asked, budget: int, peers: Peers = ALONE) -> Drawn:
+def draw(source: Source, asked: Asked, budget: int | None, peers: Peers = ALONE) -> Drawn:
     """Draw from each row; rows whose status is not FINE, and where there are any all rows, have no result."""
-    request = Request(source, simplified(asked), budget, peers)
+    request = Request(source, simplified(asked), within(source, budget), peers)
     plan, by_tiles = peers.ready(lambda: opened(request, choose_plan(request)))
     if not by_tiles:
         drawn = blank(source, *asked.uniforms.shape)
@@ -69,6 +69,11 @@ def draw(source: Source, asked: Asked, budget: int, peers: Peers = ALONE) -> Dra
         by_rows(request, again, left, drawn)
         peers.close()
     return drawn
+
+
+def within(source: Source, budget: int | None) -> int:
+    """Return the budget in bytes, by default what the products say."""
+    return source.products.budget(source.rows, source.classes, source.features) if budget is None else budget
 
 
 def opened(request: Request, chosen: tuple[Plan, bool]) -> tuple[Plan, bool]:
@@ -265,10 +270,10 @@ class Largest(NamedTuple):
     status: Array
 
 
-def topk(source: Source, k: int, budget: int, peers: Peers = ALONE) -> Largest:
+def topk(source: Source, k: int, budget: int | None, peers: Peers = ALONE) -> Largest:
     """Find the k largest logits of each row, by tiles."""
     nothing = Asked(Rules(np.ones(0)), STEPS, np.zeros((0, 1)), True, Changes(0, {}, {}, {}))
-    request = Request(source, nothing, budget, peers)
+    request = Request(source, nothing, within(source, budget), peers)
     plan, _ = peers.ready(lambda: opened(request, (tiles_plan(request, k) or rows_plan(request), True)))
     tiles = Tiles(source.at, layout_of(request), plan.classes, plan.rows, peers)
     like = source.products.empty(0)

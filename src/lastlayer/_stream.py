@@ -27,15 +27,20 @@ class Products(Protocol):
     """What the driver asks of a framework, for arrays of one computing type (float32 or float64)."""
 
     dtype: Any
+    operand: Any  # the type of what is multiplied: dtype, or a 16-bit type whose products are summed in dtype
+    align: int  # rows of a tile begin at multiples of so many elements
     adds_in_place: bool  # accumulate() needs no scratch for the product
     packing: int  # bytes that the framework's BLAS keeps for operands rearranged in blocks
 
-    def empty(self, *shape: int) -> Any: ...
+    def empty(self, *shape: int, dtype: Any = None) -> Any: ...
     def convert(self, array: Array, out: Array) -> Array: ...
     def product(self, a: Array, b: Array, out: Array) -> None: ...
-    def accumulate(self, a: Array, b: Array, out: Array, scratch: Array | None, first: bool) -> None: ...
+    def accumulate(
+        self, a: Array, b: Array, out: Array, scratch: Array | None, first: bool, factor: float = 1.0
+    ) -> None: ...
     def double(self, *shape: int) -> Any: ...
     def tanh(self, array: Array) -> None: ...
+    def budget(self, rows: int, classes: int, features: int) -> int: ...  # in bytes, where the caller names none
 
 
 class Peers(Protocol):
@@ -140,20 +145,29 @@ class Gradients(NamedTuple):
     bias: Array | None
 
 
-def workspace_bytes(plan: Plan, features: int, itemsize: int, converts: bool, scratch: bool, tiles: int = 1) -> int:
+def padded(classes: int, align: int) -> int:
+    """Return the number of elements from one row of a tile to the next."""
+    return -(-classes // align) * align
+
+
+def workspace_bytes(
+    plan: Plan, features: int, itemsize: int, converts: bool, scratch: bool, tiles: int = 1, align: int = 1,
+    sums: bool = False,
+) -> int:  # fmt: skip
     """Return the workspace of a plan: itemsize * (tiles * rows * classes + extra * rows * D [+ block * D]).
 
-    ``extra`` counts a chunk's converted input and its gradient; block * D is a converted or multiplied block of W.
+    ``extra`` counts a chunk's converted input and its gradient (``sums``: the latter alone); block * D is a converted
+    or multiplied block of W.
     """
-    extra = 2 * converts + (scratch and not converts)
+    extra = 2 * converts + (not converts and (scratch or sums))
     return itemsize * (
-        (tiles * plan.classes + extra * features) * plan.rows + (plan.block * features if scratch else 0)
+        (tiles * padded(plan.classes, align) + extra * features) * plan.rows + (plan.block * features if scratch else 0)
     )
 
 
 def plan(
     rows: int, classes: int, features: int, budget: int, itemsize: int, *, converts: bool, scratch: bool,
-    tiles: int = 1, packing: int = 0,
+    tiles: int = 1, packing: int = 0, align: int = 1, sums: bool = False,
 ) -> Plan:  # fmt: skip
     """Choose tile sizes within a budget in bytes: whole rows if at least 32 (or all) of them fit, else square tiles.
 
@@ -161,7 +175,7 @@ def plan(
     """
 
     def cost(n: int, v: int, block: int) -> int:
-        return workspace_bytes(Plan(n, v, block), features, itemsize, converts, scratch, tiles)
+        return workspace_bytes(Plan(n, v, block), features, itemsize, converts, scratch, tiles, align, sums)
 
     def largest(high: int, fits: Callable[[int], bool]) -> int:
         low = 0
@@ -202,7 +216,7 @@ class Stream:
         target: class indices (N,) or (N, K), int64, or None.
         weights: weights(rows, classes) -> class weights of that tile, (V',) or (N', V'); None: none.
         dense: whether ``weights`` makes a tile of its own, which the budget then counts.
-        budget: bytes for the workspace.
+        budget: bytes for the workspace; None: as the products say.
         peers: who holds the other classes.
         made: the tile sizes of a caller that only wants logits, and has counted them against its budget.
     """
@@ -214,7 +228,7 @@ class Stream:
         head: Head,
         target: Array | None,
         weights: Callable[[slice, slice], Array] | None,
-        budget: int,
+        budget: int | None,
         dense: bool = False,
         peers: Peers = ALONE,
         made: Plan | None = None,
@@ -222,15 +236,19 @@ class Stream:
         self.products, self.input, self.head, self.target, self._weights = products, input, head, target, weights
         self.rows, self.features = input.shape
         self.classes, self.peers = head.weight.shape[0], peers
-        self.converts = head.weight.dtype != products.dtype or input.dtype != products.dtype
-        scratch = self.converts or not (products.adds_in_place or made)
+        self.converts = not head.weight.dtype == input.dtype == products.operand
+        size = self.rows, peers.largest or self.classes, self.features
+        scratch, empty = self.converts or not (products.adds_in_place or made), products.empty
         self.plan = made or plan(
-            self.rows, peers.largest or self.classes, self.features, budget, products.dtype.itemsize,
+            *size, products.budget(*size) if budget is None else budget, products.dtype.itemsize,
             converts=self.converts, scratch=scratch, tiles=2 if dense else 1, packing=products.packing,
+            align=products.align, sums=products.operand != products.dtype,
         )  # fmt: skip
-        self.workspace = products.empty(self.plan.rows * min(self.plan.classes, self.classes))
-        self.scratch = products.empty(self.plan.block, self.features) if scratch else None
-        self.converted = products.empty(2, self.plan.rows, self.features) if self.converts else None
+        self.workspace = empty(self.plan.rows * padded(min(self.plan.classes, self.classes), products.align))
+        self.scratch = empty(self.plan.block, self.features, dtype=products.operand) if scratch else None
+        self.states = empty(self.plan.rows, self.features, dtype=products.operand) if self.converts else None
+        self.sums: Array = None  # of a chunk's input gradient, where its own place is not of the computing type
+        self.lift = 1.0  # a power of two that gradients of logits are multiplied by, so that they fit in their type
         self.backend = _backends.choose(self.workspace)
         self.held: slice | None = None  # the rows whose logits, of all classes, the workspace holds
 
@@ -263,7 +281,7 @@ class Stream:
     def hidden(self, rows: slice) -> Array:
         """Return a chunk's hidden states in the computing type."""
         h = self.input[rows]
-        return h if self.converted is None else self.products.convert(h, self.converted[0, : h.shape[0]])
+        return h if self.states is None else self.products.convert(h, self.states[: h.shape[0]])
 
     def logits(self, rows: slice, h: Array, tile: slice) -> Array:
         """Return one tile of logits in the workspace; what is still there is not computed again."""
@@ -275,7 +293,15 @@ class Stream:
 
     def _room(self, h: Array, tile: slice) -> Array:
         n, v = h.shape[0], tile.stop - tile.start
-        return self.workspace[: n * v].reshape(n, v)
+        step = padded(v, self.products.align)
+        return self.workspace[: n * step].reshape(n, step)[:, :v]
+
+    def gradient_room(self, z: Array) -> Array:
+        """Return where the gradient of a tile goes: over the tile, or over the second half of each row's bytes."""
+        if self.products.operand == self.products.dtype:
+            return z
+        (n, v), step = z.shape, padded(z.shape[1], self.products.align)
+        return self.workspace.view(self.products.operand)[: n * 2 * step].reshape(n, 2 * step)[:, step : step + v]
 
     def compute(self, h: Array, tile: slice) -> Array:
         """Return one tile of logits in the workspace, computed now."""
@@ -324,40 +350,51 @@ class Stream:
         """Where the workspace holds whole rows: one product, their losses and, by the same kernel, their gradient."""
         h, tile = self.hidden(rows), slice(0, self.classes)
         z, target = self.logits(rows, h, tile), None if self.target is None else self.target[rows]
+        dz = None if into is None else self.gradient_room(z)
         self.backend.loss(
-            z, terms, target, self.weights(rows, tile), scale=self.head.scale, softcap=self.head.softcap,
-            losses=losses, out=None if into is None else z,
+            z, terms, target, self.weights(rows, tile), scale=self.head.scale * self.lift, softcap=self.head.softcap,
+            losses=losses, out=dz,
         )  # fmt: skip
         self.held = None
         if into is not None:
-            self._push_tile(rows, h, tile, z, into)
+            self._push_tile(rows, h, tile, dz, into)
 
     def push(self, rows: slice, state: State, given: Cotangents, into: Gradients, first: Array = None) -> None:
         """Turn a chunk's cotangents into gradients; its tiles of logits are computed again, unless held."""
-        self.peers.attempt(lambda: self._push(rows, state, given.scaled(self.head.scale), into, first))
+        self.peers.attempt(lambda: self._push(rows, state, given.scaled(self.head.scale * self.lift), into, first))
 
     def _push(self, rows: slice, state: State, given: Cotangents, into: Gradients, first: Array) -> None:
         target, h = None if self.target is None else self.target[rows], self.hidden(rows)
         pending = None if given.maximum is None else state.max == state.max if first is None else first & True
         for tile in self.tiles():
             z, weight, start = self.logits(rows, h, tile), self.weights(rows, tile), tile.start + self.peers.first_class
-            write(self.backend, z, state, given, target, weight, start, self.head.softcap, pending, out=z)
+            dz = self.gradient_room(z)
+            write(self.backend, z, state, given, target, weight, start, self.head.softcap, pending, out=dz)
             self.held = None
-            self._push_tile(rows, h, tile, z, into)
+            self._push_tile(rows, h, tile, dz, into)
         if not self.classes and into.input is not None:
             into.input[rows] = 0
 
+    def _sums(self, into: Array, rows: slice) -> Array:
+        """Return where a chunk's input gradient is summed: in its own place if that loses nothing."""
+        products, own = self.products, into[rows]
+        one_product = not self.converts and self.whole_rows and own.dtype == products.operand
+        if own.dtype == products.dtype or one_product:
+            return own
+        if self.sums is None:
+            self.sums = products.empty(self.plan.rows, self.features)
+        return self.sums[: len(own)]
+
     def _push_tile(self, rows: slice, h: Array, tile: slice, dz: Array, into: Gradients) -> None:
         """dh = dz W, dW += dz' h, db += sum dz for one tile of a chunk."""
-        dh = into.input
-        if dh is not None:
-            dh = dh[rows] if self.converted is None else self.converted[1, : h.shape[0]]
+        add, factor = self.products.accumulate, 1 / self.lift
+        dh = None if into.input is None else self._sums(into.input, rows)
         for part, inside, block in self.blocks(tile):
             if dh is not None:
-                self.products.accumulate(dz[:, inside], block, dh, None, part.start == 0)
+                add(dz[:, inside], block, dh, None, part.start == 0, factor)
             if into.weight is not None:
-                self.products.accumulate(dz[:, inside].T, h, into.weight[part], self.scratch, rows.start == 0)
+                add(dz[:, inside].T, h, into.weight[part], self.scratch, rows.start == 0, factor)
         if into.bias is not None:
-            into.bias[tile] += dz.sum(0)
-        if into.input is not None and self.converted is not None and tile.stop == self.classes:
+            into.bias[tile] += dz.sum(0, dtype=into.bias.dtype) * factor
+        if into.input is not None and dh.dtype != into.input.dtype and tile.stop == self.classes:  # type: ignore[union-attr]
             into.input[rows] = dh

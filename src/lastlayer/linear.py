@@ -31,13 +31,14 @@ class NumpyProducts:
     """numpy.matmul in float32 or float64; it cannot add to its output: sums over chunks go through a scratch block."""
 
     adds_in_place = False
+    align = 1
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+        self.dtype = self.operand = np.dtype(np.float64 if dtype == np.float64 else np.float32)
         self.packing = (16 << 20) * numpy_threads()[0]  # measured of OpenBLAS, per thread
 
-    def empty(self, *shape: int) -> Floats:
-        return np.empty(shape, self.dtype)
+    def empty(self, *shape: int, dtype: Any = None) -> Floats:
+        return np.empty(shape, self.dtype if dtype is None else dtype)
 
     def double(self, *shape: int) -> Floats:
         return np.empty(shape)
@@ -49,7 +50,9 @@ class NumpyProducts:
     def product(self, a: Floats, b: Floats, out: Floats) -> None:
         np.matmul(a, b, out=out)
 
-    def accumulate(self, a: Floats, b: Floats, out: Floats, scratch: Floats | None, first: bool) -> None:
+    def accumulate(
+        self, a: Floats, b: Floats, out: Floats, scratch: Floats | None, first: bool, factor: float = 1.0
+    ) -> None:
         if first:
             np.matmul(a, b, out=out)
         else:
@@ -57,6 +60,9 @@ class NumpyProducts:
 
     def tanh(self, array: Floats) -> None:
         np.tanh(array, out=array)
+
+    def budget(self, rows: int, classes: int, features: int) -> int:
+        return DEFAULT_BUDGET
 
 
 def linear_cross_entropy(
@@ -73,7 +79,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     scale: float = 1.0,
     token_weight: ArrayLike | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> Any:
     r"""Compute the cross-entropy of ``input @ linear_weight.T + linear_bias`` without storing its N x V logits.
 
@@ -134,7 +140,7 @@ def linear_cross_entropy_value_and_grad(
     softcap: float | None = None,
     scale: float = 1.0,
     token_weight: ArrayLike | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> tuple[Any, LinearGradients]:
     """Return ``linear_cross_entropy`` and its gradients, formed in one pass (6 N D V operations).
 
@@ -184,7 +190,7 @@ class _Call:
     def __init__(
         self, input: ArrayLike, linear_weight: ArrayLike, target: ArrayLike, linear_bias: ArrayLike | None,
         weight: ArrayLike | None, reduction: str, ignore_index: int | None, label_smoothing: float, z_loss: float,
-        softcap: float | None, scale: float, token_weight: ArrayLike | None, memory_budget: int,
+        softcap: float | None, scale: float, token_weight: ArrayLike | None, memory_budget: int | None,
     ) -> None:  # fmt: skip
         self.input, self.weight, self.bias = read_head(input, linear_weight, linear_bias)
         _linear.check_options(reduction, label_smoothing, z_loss, softcap, scale, memory_budget)
@@ -219,7 +225,7 @@ class _Call:
 
     def _make_stream(
         self, y: NDArray[Any], factor: Floats, class_weight: Floats | None, smoothing: float, z_loss: float,
-        softcap: float | None, scale: float, budget: int,
+        softcap: float | None, scale: float, budget: int | None,
     ) -> None:  # fmt: skip
         classes = self.weight.shape[0]
         index = None if self.soft else y.astype(np.int64)
@@ -227,7 +233,8 @@ class _Call:
         self.terms = _linear.terms_of(factor, of_target, self.soft, self.reduction, smoothing, classes, z_loss)
         products, u = NumpyProducts(self.input.dtype), np.ones(classes) if class_weight is None else class_weight
         soft = y if self.soft else None
-        weights = _linear.weights_of(soft, u, smoothing, classes, lambda array: array.astype(products.dtype))
+        asked = u.astype(products.dtype) if self.soft else u if smoothing else None
+        weights = _linear.weights_of(soft, asked, smoothing, classes)
         head = Head(self.weight, self.bias, scale, softcap)
         self.stream = Stream(products, self.hidden, head, index, weights, budget, dense=self.soft)
 

@@ -18,7 +18,7 @@ from lastlayer._draw_arguments import DrawOptions, check_drawn
 from lastlayer._draw_plans import OfHead
 from lastlayer._draws import HAS_NAN
 from lastlayer._linear_draws import Largest
-from lastlayer._stream import DEFAULT_BUDGET, Head
+from lastlayer._stream import Head
 from lastlayer._validate import element, position, read_integer
 from lastlayer.linear import NumpyProducts, read_head
 from lastlayer.sampling import Generator, Sample, seed_of, spread
@@ -50,7 +50,7 @@ def linear_categorical(
     linear_bias: ArrayLike | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
     rng: Generator = None,
     **options: Unpack[DrawOptions],
 ) -> Sample:
@@ -111,7 +111,7 @@ def linear_topk(
     linear_bias: ArrayLike | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> LinearTopK:
     r"""Find the k largest of ``input @ linear_weight.T + linear_bias`` in each row, without storing its N x V logits.
 
@@ -157,7 +157,7 @@ def linear_topk(
 
 def _read(
     input: ArrayLike, linear_weight: ArrayLike, linear_bias: ArrayLike | None, scale: float, softcap: float | None,
-    memory_budget: int,
+    memory_budget: int | None,
 ) -> tuple[OfHead, tuple[int, ...], Any]:  # fmt: skip
     """Check the head; return where logits come from, the shape of the rows, and the type of statistics."""
     _linear.check_head(softcap, scale, memory_budget)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from lastlayer import _algebra, _linear
 from lastlayer._algebra import LogitStatistics
 from lastlayer._arrays import Array, round_to, statistics_type
-from lastlayer._stream import DEFAULT_BUDGET, Head, Stream
+from lastlayer._stream import Head, Stream
 from lastlayer.linear import Floats, LinearGradients, NumpyProducts, gradients_like, read_head
 from lastlayer.statistics import (
     read_class_weights,
@@ -42,7 +42,7 @@ def linear_logit_statistics(
     argmax: bool = False,
     class_weights: ArrayLike | None = None,
     ignore_index: int = -100,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> LogitStatistics:
     r"""Return ``logit_statistics`` of ``input @ linear_weight.T + linear_bias`` without storing its N x V logits.
 
@@ -107,7 +107,7 @@ def linear_logit_statistics_vjp(
     softcap: float | None = None,
     class_weights: ArrayLike | None = None,
     ignore_index: int = -100,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> LinearGradients:
     """Return the gradients of a loss that is a function of ``linear_logit_statistics``, from its cotangents.
 
@@ -177,7 +177,7 @@ class _Given(NamedTuple):
     kept: NDArray[np.bool_] | None
     weights: NDArray[np.float64]
     head: Head
-    budget: int
+    budget: int | None
 
     def stream(self, target: Array | None, weights: Array | None) -> Stream:
         """Return the driver over the rows that count."""
@@ -196,7 +196,7 @@ def _read(
     softcap: float | None,
     class_weights: ArrayLike | None,
     ignore_index: int,
-    memory_budget: int,
+    memory_budget: int | None,
 ) -> _Given:
     _linear.check_head(softcap, scale, memory_budget)
     states, weight, bias = read_head(input, linear_weight, linear_bias)

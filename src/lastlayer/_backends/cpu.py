@@ -202,16 +202,21 @@ def loss(
     weight: Array | None = None,
     *,
     ignored: int = -1,
-    scale: float = 1.0,
+    scale: Array | float = 1.0,
     softcap: float | None = None,
     losses: Array | None = None,
     out: Array | None = None,
+    unscaled: bool = False,
 ) -> float:
     """Return the sum of the rows' losses, with each in ``losses`` and the gradient, times scale, in ``out``.
+
+    Where ``unscaled``, out holds the gradient times 1 already: for a scale of 1 there is nothing to do, and no total.
 
     One visit of each row: folded, finished and, while it is in a cache, turned into its gradient. The sum does not
     depend on the number of threads. ``target`` is int64 and contiguous; rows whose target is ``ignored`` are absent.
     """
+    if unscaled and float(scale) == 1.0:
+        return 0.0
     kept, described = _weight(z, weight)
     nll, cross, square = terms
     total = _native.loss(
@@ -224,13 +229,21 @@ def loss(
         _factor(nll),
         NO_FACTOR if cross is None else _factor(cross),
         NO_FACTOR if square is None else _factor(square),
-        scale,
+        float(scale),
         0.0 if softcap is None else 1.0 / softcap,
         0 if losses is None else _address(losses),
         _threads(z),
     )
     del kept
     return total
+
+
+def times_(out: Array, factor: Array | float) -> Array:
+    """Multiply an array in place by one number; by 1, not at all."""
+    factor = float(factor)
+    if factor != 1.0:
+        out *= factor
+    return out
 
 
 def check_targets(target: Array, classes: int, ignored: int) -> tuple[int, int]:

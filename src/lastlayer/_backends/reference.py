@@ -84,12 +84,18 @@ def loss(
     weight: Array | None = None,
     *,
     ignored: int = -1,
-    scale: float = 1.0,
+    scale: Array | float = 1.0,
     softcap: float | None = None,
     losses: Array | None = None,
     out: Array | None = None,
-) -> float:
-    """Return the sum of the rows' losses, with each in ``losses`` and the gradient, times scale, in ``out``."""
+    unscaled: bool = False,
+) -> Array:
+    """Return the sum of the rows' losses, with each in ``losses`` and the gradient, times scale, in ``out``.
+
+    Where ``unscaled``, out holds the gradient times 1 already: for a scale of 1 there is nothing to do, and no total.
+    """
+    if unscaled and float(scale) == 1.0:
+        return 0.0
     found, state = statistics(z, target, weight)
     xp = _algebra.namespace(z)
     live = xp.ones_like(state.max) if target is None else xp.where(target == ignored, 0.0, xp.ones_like(state.max))
@@ -101,7 +107,14 @@ def loss(
         if out is not None:
             numbers = _algebra.numbers_of(found, state.mass, live_terms, scale)
             gradient(z, state, numbers, target, weight, 0, softcap, out=out)
-    return float(each.sum())
+    return each.sum()
+
+
+def times_(out: Array, factor: Array | float) -> Array:
+    """Multiply an array in place by one number; by 1, not at all."""
+    if float(factor) != 1.0:
+        out *= factor
+    return out
 
 
 def check_targets(target: Array, classes: int, ignored: int) -> tuple[int, int]:

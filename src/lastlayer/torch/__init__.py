@@ -29,6 +29,7 @@ from lastlayer.torch.functional import (
     sigmoid,
     softmax,
 )
+from lastlayer.torch.later import check_errors
 from lastlayer.torch.linear import linear_cross_entropy
 from lastlayer.torch.linear_sampling import LinearTopK, linear_categorical, linear_topk
 from lastlayer.torch.linear_statistics import linear_logit_statistics, linear_loss
@@ -53,6 +54,7 @@ __all__ = [
     "argmax",
     "binary_cross_entropy_with_logits",
     "categorical",
+    "check_errors",
     "count_tokens",
     "cross_entropy",
     "distillation",

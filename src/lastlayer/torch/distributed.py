@@ -40,7 +40,6 @@ from torch import Tensor
 from lastlayer import _algebra, _backends, _linear, _statistics
 from lastlayer._algebra import LogitStatistics, State, Statistics
 from lastlayer._statistics import Folded
-from lastlayer._stream import DEFAULT_BUDGET
 from lastlayer.torch import linear, linear_statistics
 from lastlayer.torch.distributed_draws import categorical as categorical
 from lastlayer.torch.distributed_draws import linear_categorical as linear_categorical
@@ -71,7 +70,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     scale: float = 1.0,
     token_weight: Tensor | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> Tensor:
     r"""Compute ``lastlayer.torch.linear_cross_entropy`` of a head whose classes are spread over the ranks of a group.
 
@@ -138,7 +137,7 @@ def linear_logit_statistics(
     argmax: bool = False,
     class_weights: Tensor | None = None,
     ignore_index: int = -100,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> LogitStatistics:
     r"""Compute ``lastlayer.torch.linear_logit_statistics`` of a head whose classes are spread over a group's ranks.
 
@@ -196,7 +195,7 @@ def linear_loss(
     class_weights: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> Tensor:
     r"""Compute ``lastlayer.torch.linear_loss`` of a head whose classes are spread over the ranks of a group.
 
@@ -316,7 +315,7 @@ def cross_entropy(
     """
 
     def check() -> None:
-        _linear.check_options(reduction, label_smoothing, z_loss, None, 1.0, DEFAULT_BUDGET)
+        _linear.check_options(reduction, label_smoothing, z_loss, None, 1.0, None)
         if target.shape != input.shape[:-1]:
             raise ValueError(f"target has shape {tuple(target.shape)}, expected {tuple(input.shape[:-1])}")
 

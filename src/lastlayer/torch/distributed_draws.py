@@ -19,7 +19,6 @@ from torch import Tensor
 from lastlayer import _draw_arguments, _linear, _linear_draws
 from lastlayer._draw_arguments import Asked, DrawOptions, check_drawn
 from lastlayer._draw_plans import Given, Source
-from lastlayer._stream import DEFAULT_BUDGET
 from lastlayer.linear_sampling import LinearTopK, check_rows, read_k
 from lastlayer.sampling import Sample
 from lastlayer.torch.linear_sampling import check_head, source_of, topk_of
@@ -37,7 +36,7 @@ def categorical(
     num_samples: int | None = None,
     *,
     group: Group | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
     generator: torch.Generator | None = None,
     **options: Unpack[DrawOptions],
 ) -> Sample:
@@ -85,7 +84,7 @@ def linear_categorical(
     linear_bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
     generator: torch.Generator | None = None,
     **options: Unpack[DrawOptions],
 ) -> Sample:
@@ -130,7 +129,7 @@ def linear_topk(
     linear_bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> LinearTopK:
     """Find the k largest logits of each row, as ``lastlayer.torch.linear_topk``, over the shards of a group's ranks.
 
@@ -162,7 +161,7 @@ def linear_topk(
 
 
 def _drawn(
-    source: Source, asked: Asked, memory_budget: int, shards: Shards, input: Tensor, num_samples: int | None
+    source: Source, asked: Asked, memory_budget: int | None, shards: Shards, input: Tensor, num_samples: int | None
 ) -> Sample:
     """Draw, and return what was drawn in the shape of the rows; all ranks see the same rows without a distribution."""
     shape = tuple(input.shape[:-1])
@@ -178,7 +177,7 @@ def _parts(linear_weight: Tensor, linear_bias: Tensor | None) -> Callable[[], tu
 
 def _head(
     input: Tensor, parts: Callable[[], tuple[Tensor, Tensor | None]], scale: float, softcap: float | None,
-    memory_budget: int, constants: dict[str, Any],
+    memory_budget: int | None, constants: dict[str, Any],
 ) -> Callable[[], dict[str, Any]]:  # fmt: skip
     """Return what checks this rank's part of a head and tells what the others must know of it."""
 

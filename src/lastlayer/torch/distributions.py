@@ -22,7 +22,6 @@ from torch.types import _size
 
 from lastlayer import _linear
 from lastlayer._algebra import LogitStatistics
-from lastlayer._stream import DEFAULT_BUDGET
 from lastlayer._validate import element, position
 from lastlayer.torch.distillation import forward_kl
 from lastlayer.torch.functional import log_softmax, require_tensors, softmax
@@ -281,7 +280,7 @@ class LinearCategorical(_Rows):
         linear_bias: Tensor | None = None,
         scale: float = 1.0,
         softcap: float | None = None,
-        memory_budget: int = DEFAULT_BUDGET,
+        memory_budget: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
         require_tensors(input=input, linear_weight=linear_weight, linear_bias=linear_bias)

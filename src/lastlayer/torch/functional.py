@@ -25,8 +25,10 @@ from torch.nn import _reduction as _former
 from lastlayer import _backends, _validate
 from lastlayer._algebra import Terms
 from lastlayer._validate import ArgumentError, NotLogProbabilityWarning
-from lastlayer.torch.statistics import eager, fused, row_logsumexp, row_loss, rows, total_loss, wide, write_softmax
-from lastlayer.torch.statistics import softmax as _softmax
+from lastlayer.torch.later import capturing, far, outside, post, require_classes
+from lastlayer.torch.softmax import softmax as _softmax
+from lastlayer.torch.softmax import write_softmax
+from lastlayer.torch.statistics import eager, fused, row_logsumexp, row_loss, rows, total_loss, wide
 
 OPTIONAL = ("weight", "pos_weight", "linear_bias", "token_weight")
 FLOATS = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
@@ -36,11 +38,6 @@ HALVES = frozenset((torch.float16, torch.bfloat16))
 def _takes(input: Tensor) -> bool:
     """Tell whether the computation is ours: floating, dense, and not nested."""
     return input.dtype in FLOATS and input.layout is torch.strided and not input.is_nested
-
-
-def _capturing(input: Tensor) -> bool:
-    """Tell whether a CUDA graph is being captured, which looking at a value, and so waiting for it, would break."""
-    return input.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def require_tensors(**arguments: Any) -> None:
@@ -345,16 +342,20 @@ def _check_class_indices(input: Tensor, target: Tensor, weight: Tensor | None) -
     require_one_device(input, target=target, weight=weight)
 
 
-def _class_indices(target: Tensor, classes: int, ignore_index: int, look: bool) -> tuple[Tensor, Tensor | None]:
+def _class_indices(
+    target: Tensor, classes: int, ignore_index: int, look: bool, at_once: bool
+) -> tuple[Tensor, Tensor | None]:
     """Return int64 targets that are all classes, and which of them stand for an ignored row (None: none does)."""
     index = target.long()
-    if look and index.numel() > 0:
+    if look and not far(index) and index.numel() > 0:
         low, high = (int(value) for value in torch.aminmax(index))
         if low >= 0 and high < classes and not low <= ignore_index <= high:
             return index, None
-        _validate.check_target(index, classes, ignore_index)
     ignored = index == ignore_index
-    return index.masked_fill(ignored, 0), ignored
+    if look:
+        require_classes(index, ignored, classes, at_once=at_once)
+    outside = ignored | (index < 0) | (index >= classes) if far(index) else ignored
+    return index.masked_fill(outside, 0), ignored
 
 
 def _weighted(
@@ -378,7 +379,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
     *,
-    validate: bool = True,
+    validate: bool | None = None,
 ) -> Tensor:
     """Return the negative log-likelihood -w_y log p_y of targets y, given **log-probabilities**.
 
@@ -390,8 +391,9 @@ def nll_loss(
         ignore_index: a target whose row counts as absent.
         reduce: deprecated.
         reduction: ``"none"``, ``"mean"`` (the sum divided by the sum of the targets' weights) or ``"sum"``.
-        validate: look at the values: targets must be classes, and a value above 0 is reported. On a GPU that waits
-            for the device; while a CUDA graph is captured nothing is looked at.
+        validate: look at the values: targets must be classes, and a value above 0 is reported. None looks at once on
+            a CPU; on a GPU it does not wait: a target that is no class has a loss of NaN, and a later call, or
+            ``check_errors``, raises. True waits. While a CUDA graph is captured nothing is looked at.
 
     Returns:
         The loss in the input's dtype (float32 under autocast for 16-bit input): a scalar, or the target's shape.
@@ -425,15 +427,17 @@ def nll_loss(
     if input.numel() == 0:
         return _torch.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
     concrete = eager(input, target, weight)
-    look = validate and concrete and not _capturing(input)
+    look = validate is not False and concrete and not capturing(input)
     axis = min(input.dim() - 1, 1)
     target = target if input.dim() > 1 else target.reshape(())
-    index, ignored = _class_indices(target, input.shape[axis], ignore_index, look)
+    index, ignored = _class_indices(target, input.shape[axis], ignore_index, look, at_once=validate is True)
     logp = input.gather(axis, index.unsqueeze(axis)).squeeze(axis)
     logp = logp.double() if concrete else wide(logp)
+    if far(target) and concrete:  # read as class 0 above: an index outside would end the device's context
+        logp = torch.where((target < 0) | (target >= input.shape[axis]), math.nan, logp)
     if ignored is not None:
         logp = torch.where(ignored, 0.0, logp)
-    if look:
+    if look and (validate or not far(input)):
         message = _validate.not_log_probability(logp.detach())
         if message is not None:
             warnings.warn(message, NotLogProbabilityWarning, stacklevel=2)
@@ -451,7 +455,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
-    validate: bool = True,
+    validate: bool | None = None,
 ) -> Tensor:
     """Return the cross-entropy between targets and the distributions of **logits**.
 
@@ -471,8 +475,9 @@ def cross_entropy(
         reduction: ``"none"``, ``"sum"`` or ``"mean"``: the sum divided by the sum of the targets' weights w_y for class
             indices, by the number of rows for class probabilities.
         label_smoothing: e, in [0, 1].
-        validate: look at the values: targets must be classes. On a GPU that waits for the device; while a CUDA graph
-            is captured nothing is looked at.
+        validate: look at the values: targets must be classes. None looks at once on a CPU; on a GPU it does not wait:
+            a target that is no class makes the loss NaN, and a later call, or ``check_errors``, raises. True waits.
+            While a CUDA graph is captured nothing is looked at.
 
     Returns:
         The loss, a scalar, or the target's shape without classes; of the input's dtype (with class probabilities, that
@@ -574,14 +579,14 @@ def _index_targets(
     ignored: int,
     reduction: str,
     smoothing: float,
-    validate: bool,
+    validate: bool | None,
 ) -> Tensor:
     use_kernels = fused(input, target, weight)
     z, index = rows(input, min(input.dim() - 1, 1)), target.long().reshape(-1).contiguous()
     classes = z.shape[1]
     skipped = _count_ignored(z, index, target, ignored, validate, use_kernels)
     nll: Any = 1.0 - smoothing
-    counted: Any = None if skipped is None else float(index.shape[0] - skipped)
+    counted: Any = None if skipped is None else index.shape[0] - skipped
     if weight is not None:
         skip = index == ignored
         share = (weight.double() if use_kernels else wide(weight))[index.masked_fill(skip, 0)].masked_fill(skip, 0)
@@ -598,18 +603,21 @@ def _index_targets(
 
 
 def _count_ignored(
-    z: Tensor, index: Tensor, target: Tensor, ignored: int, validate: bool, use_kernels: bool
-) -> int | None:
+    z: Tensor, index: Tensor, target: Tensor, ignored: int, validate: bool | None, use_kernels: bool
+) -> int | Tensor | None:
     """Return how many rows are ignored, None where nobody may look; raise for a target that is no class."""
     if not use_kernels and not eager(z, target):
         return None
-    if _capturing(z) or (z.device.type != "cpu" and not validate):
-        return None
-    bad: int
-    skipped: int
+    bad: int | Tensor
+    skipped: int | Tensor
     bad, skipped = _backends.choose(z).check_targets(index, z.shape[1], ignored)
-    if bad >= 0 and validate:
-        _validate.check_target(index.reshape(target.shape), z.shape[1], ignored)
+    if validate is False:
+        return skipped
+    describe = outside("target", z.shape[1])
+    if isinstance(bad, Tensor):
+        post(bad, target.shape, describe, index[bad.clamp(min=0)], at_once=validate is True)
+    elif bad >= 0:
+        raise describe(_validate.position(index.reshape(target.shape) == index[bad]), index[bad])
     return skipped
 
 
@@ -620,7 +628,7 @@ def _reduced_rows(
     terms: Terms,
     ignored: int,
     reduction: str,
-    counted: float | Tensor,
+    counted: int | float | Tensor,
     shape: Sequence[int],
     dtype: torch.dtype,
     use_kernels: bool,
@@ -635,14 +643,20 @@ def _reduced_rows(
         return losses(terms, dtype).reshape(shape)
     if reduction == "sum":
         return losses(terms, dtype)
-    if use_kernels and isinstance(counted, Tensor) and counted.device.type == "cpu":
-        counted = counted.item()
-    if isinstance(counted, Tensor):
-        exact = torch.float64 if use_kernels else wide(z).dtype
-        return (losses(terms, exact) / counted).to(dtype)
-    share = 1 / counted if counted else 0.0
-    mean = losses(Terms(*(None if factor is None else share * factor for factor in terms)), dtype)
-    return mean if counted else mean + math.nan
+    if not use_kernels:
+        return (losses(terms, wide(z).dtype) / counted).to(dtype)
+    share, nothing = _share(counted, z)
+    mean: Tensor = losses(Terms(*(None if factor is None else share * factor for factor in terms)), dtype) + nothing
+    return mean
+
+
+def _share(counted: int | float | Tensor, z: Tensor) -> tuple[Any, Any]:
+    """Return 1 / counted and 0, or 0 and NaN where nothing counts; not waiting for a count on a GPU."""
+    if isinstance(counted, Tensor) and far(z):
+        none = counted == 0
+        return torch.where(none, 0.0, 1 / counted.double()), torch.where(none, math.nan, 0.0)
+    counted = float(counted)
+    return (1 / counted, 0.0) if counted else (0.0, math.nan)
 
 
 def _probability_targets(

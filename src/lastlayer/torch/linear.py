@@ -1,11 +1,12 @@
 """linear_cross_entropy for torch: hidden states to loss and gradients without the N x V logits.
 
-The mathematics is in lastlayer._linear, the driver in lastlayer._stream, the autograd nodes in stream.py; here is the
+The mathematics is in lastlayer._linear, the driver in lastlayer._stream, the autograd nodes in nodes.py; here is the
 public function with its checks. linear_statistics.py is its sibling for all other losses.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from lastlayer import _algebra, _linear, _validate
 from lastlayer._statistics import place
-from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Peers, Stream
+from lastlayer._stream import ALONE, Peers
 from lastlayer.torch.functional import cross_entropy, require_one_device, require_tensors
-from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics
+from lastlayer.torch.later import far, require, require_classes
+from lastlayer.torch.nodes import autocast, cross_entropy_loss, linear_statistics
+from lastlayer.torch.stream import Call
 
 
 def linear_cross_entropy(
@@ -35,7 +38,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     scale: float = 1.0,
     token_weight: Tensor | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> Tensor:
     r"""Compute the cross-entropy of ``linear(input, linear_weight, linear_bias)`` without storing its N x V logits.
 
@@ -55,14 +58,15 @@ def linear_cross_entropy(
         linear_bias: (V).
         weight: class weights (V).
         reduction: ``"none"``, ``"mean"`` (over the weights of the targets that count) or ``"sum"``.
-        ignore_index: a target value whose tokens count as absent, -100 unless given; they cost no product.
+        ignore_index: a target value whose tokens count as absent, -100 unless given; on a CPU they cost no product.
         label_smoothing: e, in [0, 1].
         options: accepted because torch's function has it; ``memory_budget`` decides here.
         z_loss: the factor of the squared logsumexp.
         softcap: bounds the logits to (-softcap, softcap).
         scale: multiplies the logits.
         token_weight: factors of the tokens' losses, in the leading shape; the mean divides by their weighted sum.
-        memory_budget: bytes for the workspace, gradients not counted.
+        memory_budget: bytes for the workspace, gradients not counted; None: 64 MiB on a CPU, on a GPU what 4,096 rows
+            of logits take.
 
     Returns:
         The loss: float32, or float64 for float64 input, whatever the 16-bit type of the input. A scalar, or the
@@ -127,14 +131,14 @@ class Tokens(NamedTuple):
     z_loss: float
     softcap: float | None
     scale: float
-    memory_budget: int
+    memory_budget: int | None
     peers: Peers
 
 
 def prepare(
     input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None,
     reduction: str, ignore_index: int | None, label_smoothing: float, z_loss: float, softcap: float | None,
-    scale: float, token_weight: Tensor | None, memory_budget: int, peers: Peers,
+    scale: float, token_weight: Tensor | None, memory_budget: int | None, peers: Peers,
 ) -> Tokens:  # fmt: skip
     """Check the arguments and leave out the rows that are ignored."""
     check_constants({"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap, "scale": scale})
@@ -152,12 +156,16 @@ def prepare(
     h, W, b = autocast(input, linear_weight, linear_bias)
     h, factor = h.reshape(leading.numel(), h.shape[-1]), None if token_weight is None else token_weight.reshape(-1)
     y, kept = target.detach().reshape(leading.numel(), classes) if soft else target.reshape(-1), None
-    if not soft:
-        kept = rows_that_count(target, classes, -100 if ignore_index is None else ignore_index)
-        if kept is not None:
-            h, y, factor = h[kept], y[kept], None if factor is None else factor[kept]
-        y = y.long().contiguous()
     rows = torch.ones(y.shape[0], dtype=torch.float64, device=y.device) if factor is None else factor.double()
+    if not soft:
+        ignored = -100 if ignore_index is None else ignore_index
+        y = y.long().contiguous()  # a comparison in uint8 would wrap -100 round to 156
+        y = require_classes(y.reshape(leading), y.reshape(leading) == ignored, classes).reshape(-1)
+        if far(y):  # to leave rows out would wait for their number: they stay, and do not count
+            rows = torch.where((y >= 0) & (y < classes), rows, torch.where(y == ignored, 0.0, math.nan))
+        else:
+            kept = rows_that_count(y, ignored)
+            h, y, rows = (h, y, rows) if kept is None else (h[kept], y[kept], rows[kept])
     return Tokens(
         h, W, b, y, soft, kept, leading, rows, None if weight is None else weight.detach().double(), label_smoothing,
         z_loss, softcap, scale, memory_budget, peers,
@@ -173,15 +181,14 @@ def loss_of(tokens: Tokens, reduction: str, total: Callable[[Tensor], Tensor] = 
         tokens.factor, of_target, soft, reduction, tokens.label_smoothing, classes, tokens.z_loss, total
     )
     u = W.new_ones(len(W), dtype=torch.float64) if w is None else w
-    probabilities, index = (tokens.target, None) if soft else (None, tokens.target)
-    weights = _linear.weights_of(probabilities, u, tokens.label_smoothing, classes, lambda array: array.to(kind))
-    call = Call(index, weights, tokens.scale, tokens.softcap, tokens.memory_budget, dense=soft, peers=peers)
-
-    def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[()]]:
-        return _linear.cross_entropy(stream, terms, into).sum(), ()
-
+    call = Call(
+        None if soft else tokens.target,
+        u.to(kind) if soft else u if tokens.label_smoothing else None,
+        tokens.scale, tokens.softcap, tokens.memory_budget,
+        probabilities=tokens.target if soft else None, smoothing=tokens.label_smoothing, peers=peers,
+    )  # fmt: skip
     if reduction != "none":
-        return fused_loss(h, W, tokens.linear_bias, call, run)  # type: ignore[no-any-return]
+        return cross_entropy_loss(h, W, tokens.linear_bias, call, terms)
     found, *_ = linear_statistics(h, W, tokens.linear_bias, call, entropy=False)
     losses: Tensor = _algebra.loss(found, terms).to(kind)
     return spread(losses, tokens.kept, tokens.leading)
@@ -215,11 +222,9 @@ def spread(field: Tensor, kept: Tensor | None, leading: torch.Size, others: int 
     return field.reshape((*leading, *field.shape[1:]))
 
 
-def rows_that_count(target: Tensor, classes: int, ignored: int) -> Tensor | None:
-    """Check the targets; return the numbers of the rows that are not ignored, None if none is."""
-    target = target.long()  # a comparison in uint8 would wrap -100 round to 156
-    _validate.check_target(target, classes, ignored)
-    keep = target.reshape(-1) != ignored
+def rows_that_count(target: Tensor, ignored: int) -> Tensor | None:
+    """Return the numbers of the rows that are not ignored, None if none is."""
+    keep = target != ignored
     return None if bool(keep.all()) else keep.nonzero()[:, 0]
 
 
@@ -283,10 +288,11 @@ def _check_token_weight(token_weight: Tensor | None, leading: torch.Size) -> Non
         raise TypeError(f"token_weight has dtype {token_weight.dtype}, expected a floating type")
     if token_weight.requires_grad:
         raise RuntimeError("token_weight requires a gradient: use reduction='none' and multiply the losses by it")
-    bad = ~torch.isfinite(token_weight)
-    if bool(bad.any()):
-        at = _validate.position(bad)
-        raise ValueError(f"{_validate.element('token_weight', at)} = {float(token_weight[at])} must be finite")
+    require(torch.isfinite(token_weight), _bad_token_weight, token_weight)
+
+
+def _bad_token_weight(index: tuple[int, ...], value: float) -> Exception:
+    return ValueError(f"{_validate.element('token_weight', index)} = {value} must be finite")
 
 
 def _dense(

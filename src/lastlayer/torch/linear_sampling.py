@@ -15,13 +15,14 @@ from lastlayer import _draw_arguments, _linear, _linear_draws
 from lastlayer._draw_arguments import DrawOptions, check_drawn
 from lastlayer._draw_plans import OfHead
 from lastlayer._linear_draws import Largest
-from lastlayer._stream import DEFAULT_BUDGET, Head
+from lastlayer._stream import Head
 from lastlayer.linear_sampling import LinearTopK, check_rows, read_k
 from lastlayer.sampling import Sample
 from lastlayer.torch.functional import require_tensors
 from lastlayer.torch.linear import check_constants, check_shapes
+from lastlayer.torch.nodes import autocast
 from lastlayer.torch.sampling import seed_of, spread
-from lastlayer.torch.stream import TorchProducts, autocast
+from lastlayer.torch.stream import TorchProducts
 
 __all__ = ["LinearTopK", "linear_categorical", "linear_topk"]
 
@@ -36,7 +37,7 @@ def linear_categorical(
     linear_bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
     generator: torch.Generator | None = None,
     **options: Unpack[DrawOptions],
 ) -> Sample:
@@ -103,7 +104,7 @@ def linear_topk(
     linear_bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> LinearTopK:
     r"""Find the k largest of ``linear(input, linear_weight, linear_bias)`` in each row, without its N x V logits.
 
@@ -146,7 +147,7 @@ def linear_topk(
 
 def check_head(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, scale: float, softcap: float | None,
-    memory_budget: int, alone: bool = True,
+    memory_budget: int | None, alone: bool = True,
 ) -> None:  # fmt: skip
     """Check the tensors of a linear head and what changes its logits."""
     check_constants({"scale": scale, "softcap": softcap})

@@ -1,7 +1,7 @@
 """Any loss on hidden states: the statistics of each row's logits, and losses of them, without the N x V logits.
 
 ``linear_logit_statistics`` is for losses that couple rows, ``linear_loss`` for those that do not: it needs three
-quarters of the products. The autograd nodes are in stream.py, the statistics of given logits in logits.py, ready-made
+quarters of the products. The autograd nodes are in nodes.py, the statistics of given logits in logits.py, ready-made
 losses in objectives/.
 """
 
@@ -16,25 +16,33 @@ from torch import Tensor
 from lastlayer import _algebra, _linear, _validate
 from lastlayer._algebra import UNCOUNTED, LogitStatistics, Statistics
 from lastlayer._statistics import Cotangents, Folded, cotangents
-from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Peers, Stream
+from lastlayer._stream import ALONE, Gradients, Peers, Stream
 from lastlayer.torch.functional import require_one_device, require_tensors
+from lastlayer.torch.later import far, require
 from lastlayer.torch.linear import check_constants, check_shapes, spread
 from lastlayer.torch.logits import check_class_weights, check_targets
-from lastlayer.torch.stream import Call, autocast, fused_loss, linear_statistics, wanted
+from lastlayer.torch.nodes import autocast, fused_loss, linear_statistics, wanted
+from lastlayer.torch.stream import Call
 
 LossFunction = Callable[..., Tensor]
 RowTensors = tuple[Tensor | None, ...]
+Total = Callable[[Tensor], Tensor]
 COUPLED = 1e-3  # a loss that changes by more than this part when half of the rows are taken away depends on them
 
 
 class Problem(NamedTuple):
-    """The checked arguments of a call: the rows that count, the head, and the constants."""
+    """The checked arguments of a call: the rows that count, the head, and the constants.
+
+    On a GPU all rows stay, since to leave some out would wait for their number, and ``silent`` are those that do not
+    count; else ``kept`` are the numbers of those that do.
+    """
 
     input: Tensor
     weight: Tensor
     bias: Tensor | None
     call: Call
     kept: Tensor | None
+    silent: Tensor | None
     leading: torch.Size
 
     @property
@@ -63,11 +71,10 @@ class Problem(NamedTuple):
         return tuple(None if tensor is None else self.rows(name, tensor) for name, tensor in named.items())
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values
 def problem(
     input: Tensor, linear_weight: Tensor, target: Tensor | None, linear_bias: Tensor | None,
-    class_weights: Tensor | None, scale: float, softcap: float | None, ignore_index: int, memory_budget: int,
-    peers: Peers,
+    class_weights: Tensor | None, scale: float, softcap: float | None, ignore_index: int,
+    memory_budget: int | None, peers: Peers,
 ) -> Problem:  # fmt: skip
     """Check the arguments and leave out the rows that are ignored."""
     check_constants({"scale": scale, "softcap": softcap})
@@ -84,7 +91,7 @@ def problem(
         raise RuntimeError("class_weights requires a gradient, which is not computed here")
     leading, classes = input.shape[:-1], peers.classes or linear_weight.shape[0]
     index, ignored = check_targets(target, leading, classes, ignore_index)
-    kept = None if ignored is None else (~ignored).nonzero()[:, 0]
+    kept = None if ignored is None or far(input) else (~ignored).nonzero()[:, 0]
     h, W, b = autocast(input, linear_weight, linear_bias)
     h = h.reshape(leading.numel(), h.shape[-1])
     if kept is not None and index is not None:
@@ -92,8 +99,8 @@ def problem(
     kind = torch.float64 if h.dtype == torch.float64 else torch.float32
     u = W.new_ones(W.shape[0], dtype=kind) if class_weights is None else class_weights.detach().to(kind)
     index = None if index is None else index.contiguous()
-    call = Call(index, lambda rows, tile: u[tile], scale, softcap, memory_budget, peers=peers)
-    return Problem(h, W, b, call, kept, leading)
+    call = Call(index, u, scale, softcap, memory_budget, peers=peers)
+    return Problem(h, W, b, call, kept, ignored if kept is None else None, leading)
 
 
 def linear_logit_statistics(
@@ -109,7 +116,7 @@ def linear_logit_statistics(
     argmax: bool = False,
     class_weights: Tensor | None = None,
     ignore_index: int = -100,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> LogitStatistics:
     r"""Return ``logit_statistics`` of ``linear(input, linear_weight, linear_bias)`` without storing its N x V logits.
 
@@ -131,7 +138,8 @@ def linear_logit_statistics(
         class_weights: w (V), >= 0, for ``mean_logit`` and ``mean_logprob``; without it all classes weigh the same.
         ignore_index: a target whose row counts as absent (with K targets: all of them) and costs no product: its
             statistics and gradients are 0, its rank is 0, its argmax -1.
-        memory_budget: bytes for the workspace, gradients not counted.
+        memory_budget: bytes for the workspace, gradients not counted; None: 64 MiB on a CPU, on a GPU what 4,096 rows
+            of logits take.
 
     Returns:
         ``LogitStatistics``: float32, or float64 for float64 input, each of the leading shape (``logprob`` and ``rank``
@@ -165,7 +173,7 @@ def statistics_of(given: Problem, **asked: bool) -> LogitStatistics:
     """Return the statistics of a problem's rows, in the rows' shape."""
     found, mass, rank, argmax = linear_statistics(given.input, given.weight, given.bias, given.call, **asked)
     named = _algebra.logit_statistics(found, mass, lambda field: field.to(given.dtype))
-    named = named._replace(rank=None if rank is None else rank + 1, argmax=argmax)
+    named = silenced(named._replace(rank=None if rank is None else rank + 1, argmax=argmax), given.silent)
 
     def shaped(name: str, field: Tensor | None) -> Tensor | None:
         return None if field is None else spread(field, given.kept, given.leading, UNCOUNTED.get(name, 0))
@@ -186,7 +194,7 @@ def linear_loss(
     class_weights: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
-    memory_budget: int = DEFAULT_BUDGET,
+    memory_budget: int | None = None,
 ) -> Tensor:
     r"""Compute any loss that separates by row, from hidden states; gradients are formed in the forward pass.
 
@@ -210,7 +218,8 @@ def linear_loss(
         class_weights: w (V), >= 0, for ``mean_logit`` and ``mean_logprob``.
         reduction: ``"mean"`` over the rows that are not ignored, or ``"sum"``.
         ignore_index: a target whose row counts as absent; it is not shown to ``loss_fn``.
-        memory_budget: bytes for the workspace, gradients not counted.
+        memory_budget: bytes for the workspace, gradients not counted; None: 64 MiB on a CPU, on a GPU what 4,096 rows
+            of logits take.
 
     Returns:
         The loss, a scalar: float32, or float64 for float64 input. 0, connected to the graph, where all are ignored.
@@ -240,13 +249,24 @@ def linear_loss(
     return loss_of(given, loss_fn, given.all_rows(loss_fn, row_tensors, reduction), entropy, reduction)
 
 
+def _share(given: Problem, total: Total | None) -> float | Tensor:
+    """Return 1 / the number of rows that count, 0 where none does."""
+    count: float | Tensor = float(len(given.input)) if given.silent is None else (~given.silent).sum().double()
+    if total is not None:
+        count = total(torch.as_tensor(count, dtype=torch.float64, device=given.input.device))
+    if isinstance(count, Tensor):
+        return torch.where(count == 0, 0.0, 1 / count)
+    return 1 / count if count else 0.0
+
+
 def loss_of(
     given: Problem, loss_fn: LossFunction, row_tensors: RowTensors, entropy: bool, reduction: str,
-    total: Callable[[Tensor], Tensor] = lambda count: count,
+    total: Total | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the loss of a problem's rows, in one pass; the mean divides by ``total`` of their number."""
-    count = float(total(torch.tensor(float(len(given.input)), device=given.input.device))) if reduction == "mean" else 1
-    factor = 1 / count if count else 0.0
+    factor: float | Tensor = 1.0
+    if reduction == "mean":
+        factor = _share(given, total)
     rows = tuple(row for row in row_tensors if row is not None)
 
     def losses_of(statistics: LogitStatistics, *some: Tensor) -> Tensor:
@@ -258,23 +278,37 @@ def loss_of(
                 error.add_note("statistics.entropy is None: if loss_fn uses it, pass entropy=True")
             raise
 
+    if torch.compiler.is_compiling() and given.call.peers is ALONE:
+        return _compiled(given, losses_of, rows, factor, entropy)
     derive = any(wanted(given.input, given.weight, given.bias, *rows))
 
     def run(stream: Stream, into: Gradients | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        rule = _Rule(given.call, given.dtype, stream, losses_of, rows, factor, derive)
+        rule = _Rule(given, stream, losses_of, rows, factor, derive)
         return _linear.value_and_gradients(stream, rule, into, entropy).sum(), tuple(rule.of_rows)
 
     return fused_loss(given.input, given.weight, given.bias, given.call, run, rows)  # type: ignore[no-any-return]
+
+
+def _compiled(
+    given: Problem, loss_fn: LossFunction, rows: tuple[Tensor, ...], factor: float | Tensor, entropy: bool
+) -> Tensor:
+    """Return the same of all rows at once: a compiler sees the statistics as one operator, and ``loss_fn`` whole."""
+    found, mass, *_ = linear_statistics(given.input, given.weight, given.bias, given.call, entropy=entropy)
+    named = silenced(_algebra.logit_statistics(found, mass, lambda field: field.to(given.dtype)), given.silent)
+    losses = loss_fn(named, *rows)
+    losses = losses if given.silent is None else torch.where(given.silent, 0.0, losses)
+    return (losses.double() * factor).sum().to(given.dtype)
 
 
 class _Rule:
     """Losses and cotangents of a chunk's statistics, by differentiating ``loss_fn`` on vectors of the chunk's rows."""
 
     def __init__(
-        self, call: Call, dtype: torch.dtype, stream: Stream, loss_fn: LossFunction, rows: tuple[Tensor, ...],
-        factor: float, derive: bool,
+        self, given: Problem, stream: Stream, loss_fn: LossFunction, rows: tuple[Tensor, ...],
+        factor: float | Tensor, derive: bool,
     ) -> None:  # fmt: skip
-        self.dtype, self.loss_fn, self.factor, self.derive = dtype, loss_fn, factor, derive
+        self.dtype, self.loss_fn, self.factor, self.derive = given.dtype, loss_fn, factor, derive
+        call, self.silent = given.call, given.silent
         self.rows = [row.detach().requires_grad_(derive and row.requires_grad) for row in rows]
         self.itemsize = stream.products.dtype.itemsize
         self.target_weight, self.softcap = call.target_weight(stream.classes), call.softcap
@@ -284,11 +318,12 @@ class _Rule:
         with torch.set_grad_enabled(self.derive):
             leaves = Statistics(*(None if f is None else f.detach().requires_grad_(self.derive) for f in found))
             named = _algebra.logit_statistics(leaves, folded.state.mass, lambda field: field.to(self.dtype))
-            some = [row[rows] for row in self.rows]
+            silent = None if self.silent is None else self.silent[rows]
+            named, some = silenced(named, silent), [row[rows] for row in self.rows]
             losses = self.loss_fn(named, *some)
             if rows.start == 0:
                 _check_losses(losses, named, some, self.loss_fn, {*map(id, (*leaves, *self.rows))})
-            losses = losses.double() * self.factor
+            losses = (losses if silent is None else torch.where(silent, 0.0, losses)).double() * self.factor
             if not self.derive:
                 return losses, None
             sources = [t for t in (*leaves, *some) if t is not None and t.requires_grad]
@@ -297,9 +332,25 @@ class _Rule:
         for row, into in zip(some, self.of_rows, strict=True):
             gradient = next(gradients) if row.requires_grad else None
             if into is not None and gradient is not None:
-                into[rows] = gradient
+                into[rows] = gradient if silent is None else gradient.masked_fill(like_rows(silent, gradient), 0)
         of_target = None if self.target_weight is None else self.target_weight[rows]
         return losses.detach(), cotangents(found, folded, upstream, self.itemsize, of_target, self.softcap)
+
+
+def silenced(named: LogitStatistics, silent: Tensor | None) -> LogitStatistics:
+    """Return the statistics; those of rows that do not count are what ``LogitStatistics`` says, and constant."""
+    if silent is None:
+        return named
+
+    def quiet(name: str, field: Tensor | None) -> Tensor | None:
+        return None if field is None else torch.where(like_rows(silent, field), UNCOUNTED.get(name, 0), field)
+
+    return LogitStatistics(*map(quiet, named._fields, named))
+
+
+def like_rows(silent: Tensor, field: Tensor) -> Tensor:
+    """Return one flag per row in a shape that broadcasts to a field of rows."""
+    return silent.reshape(-1, *[1] * (field.dim() - 1))
 
 
 def _check_losses(
@@ -329,13 +380,16 @@ def _check_losses(
             why = f"a loss for {half} rows cannot be computed as for {n}: {error}"
             raise ValueError(f"loss_fn uses tensors of all rows? {why}. Pass them as row tensors") from error
         size = torch.where(torch.isfinite(among), among, 0).abs().amax()
-        bad = ~torch.isclose(alone, among, rtol=COUPLED, atol=COUPLED * float(size), equal_nan=True)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0, 0])
-            raise ValueError(
-                f"loss_fn couples rows: the loss of row {row} is {float(among[row]):.6g} among {n} rows and "
-                f"{float(alone[row]):.6g} among {half}. Use linear_logit_statistics: its result may be combined freely"
+        close = (alone - among).abs() <= COUPLED * (among.abs() + size)
+        same = close | (alone == among) | (alone.isnan() & among.isnan())
+
+        def coupled(index: tuple[int, ...], alone: float, among: float) -> Exception:
+            return ValueError(
+                f"loss_fn couples rows: the loss of row {index[0]} is {among:.6g} among {n} rows and {alone:.6g} among "
+                f"{half}. Use linear_logit_statistics: its result may be combined freely"
             )
+
+        require(same, coupled, alone, among)
 
 
 def _gradients(result: Tensor, sources: list[Tensor]) -> tuple[Tensor | None, ...]:

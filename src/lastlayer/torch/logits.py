@@ -12,6 +12,7 @@ from torch import Tensor
 from lastlayer import _algebra, _statistics, _validate
 from lastlayer._algebra import UNCOUNTED, LogitStatistics
 from lastlayer.torch.functional import require_one_device, require_tensors
+from lastlayer.torch.later import far, require, require_classes
 from lastlayer.torch.statistics import eager, row_statistics
 
 
@@ -122,20 +123,22 @@ def check_class_weights(weights: Tensor | None, classes: int, alone: bool = True
         raise RuntimeError(f"class_weights has dtype {weights.dtype}, expected a floating type")
     if not eager(weights):
         return
-    bad = ~(torch.isfinite(weights) & (weights >= 0))
-    if bool(bad.any()):
-        at = _validate.position(bad)
-        raise ValueError(
-            f"{_validate.element('class_weights', at)} = {float(weights[at])} must be a finite number >= 0"
-        )
-    if alone and not bool((weights > 0).any()):
-        raise ValueError("class_weights are all 0: at least one must be above")
+    require(torch.isfinite(weights) & (weights >= 0), _bad_weight, weights)
+    if alone:
+        require((weights > 0).any(), lambda _: ValueError("class_weights are all 0: at least one must be above"))
+
+
+def _bad_weight(index: tuple[int, ...], value: float) -> Exception:
+    return ValueError(f"{_validate.element('class_weights', index)} = {value} must be a finite number >= 0")
 
 
 def check_targets(
     target: Tensor | None, leading: torch.Size, classes: int, ignore_index: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return targets (N,) or (N, K) that are all classes, and which rows are ignored (None: none is)."""
+    """Return targets (N,) or (N, K) that are all classes, and which rows are ignored (None: none is).
+
+    On a GPU a target that is no class is read as class 0 until somebody hears of it.
+    """
     if target is None:
         return None, None
     ignore_index = _validate.read_integer("ignore_index", ignore_index)
@@ -148,16 +151,25 @@ def check_targets(
     target = target.long()  # a comparison in uint8 would wrap -100 round to 156
     ignored = target == ignore_index
     rows = ignored.all(-1, keepdim=True) if many else ignored
-    if eager(target):
-        if many and bool((some := ignored & ~rows).any()):
-            at = _validate.element("target", _validate.position(some))
-            raise IndexError(f"{at} = {ignore_index} is ignore_index beside classes: ignore all K targets, or none")
-        _validate.check_target(torch.where(rows, 0, target), classes, None)
+    absent = rows
+    if torch.compiler.is_compiling():
+        target = require_classes(target, rows.expand_as(target), classes)
+    elif eager(target):
+        if many:
+            require(~(ignored & ~rows), _partly_ignored, target)
+        require_classes(target, rows, classes)
         if many:
             check_distinct(target, rows[..., 0])
-        if not bool(rows.any()):
+        if far(target):
+            absent = rows | (target < 0) | (target >= classes)
+        elif not bool(rows.any()):
             return _flat(target, leading), None
-    return _flat(target.masked_fill(rows, 0), leading), rows.reshape(-1)
+    return _flat(target.masked_fill(absent, 0), leading), rows.reshape(-1)
+
+
+def _partly_ignored(index: tuple[int, ...], value: int) -> Exception:
+    at = f"{_validate.element('target', index)} = {int(value)}"
+    return IndexError(f"{at} is ignore_index beside classes: ignore all K targets, or none")
 
 
 def _flat(target: Tensor, leading: torch.Size) -> Tensor:
@@ -168,9 +180,9 @@ def check_distinct(target: Tensor, ignored: Tensor) -> None:
     """Raise ValueError for the first row that names a class twice."""
     ordered = target.sort(-1).values
     twice = (ordered[..., 1:] == ordered[..., :-1]) & ~ignored[..., None]
-    if bool(twice.any()):
-        *row, column = _validate.position(twice)
-        value = int(ordered[(*row, column)])
-        raise ValueError(
-            f"{_validate.element('target', tuple(row))} names class {value} twice: K targets must be distinct"
-        )
+    require(~twice, _named_twice, ordered[..., 1:])
+
+
+def _named_twice(index: tuple[int, ...], value: int) -> Exception:
+    row = _validate.element("target", index[:-1])
+    return ValueError(f"{row} names class {int(value)} twice: K targets must be distinct")

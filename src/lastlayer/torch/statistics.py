@@ -1,4 +1,4 @@
-"""What a loss needs to know of each row of logits, and softmax and log-softmax, as differentiable torch operations.
+"""What a loss needs to know of each row of logits, as differentiable torch operations.
 
 Two paths compute the same mathematics. The *fused* one folds the rows with a backend's kernels and gives autograd one
 node whose backward is the four numbers per row of _algebra.py. The *composite* one calls _algebra.py on the tensors
@@ -18,6 +18,8 @@ from torch.autograd import forward_ad
 from lastlayer import _algebra, _backends, _statistics
 from lastlayer._algebra import State, Statistics, Terms
 from lastlayer._statistics import Folded
+from lastlayer.torch import ops
+from lastlayer.torch.later import far, is_far
 
 if _backends.cpu is not None:
     _backends.cpu.share_threads(str(Path(torch.__file__).parent))
@@ -119,7 +121,7 @@ class _RowStatistics(torch.autograd.Function):
         weight = None if given.cross is None else weight
         if not eager(*upstream):  # several at once, by vmap
             return _statistics.dense(z.double(), folded.state, numbers, target, weight).to(z.dtype), None, None, None
-        out = _like(z)
+        out = like(z)
         _statistics.write(_backends.choose(z), z, folded.state, numbers, target, weight, out=out)
         return out, None, None, None
 
@@ -155,7 +157,7 @@ def row_statistics(
         index = None if target is None else target.contiguous()
         if not (torch.is_grad_enabled() and z.requires_grad):
             return _statistics.of_logits(z, index, weight, entropy)[0]
-        return Statistics(*_apply(_RowStatistics, z, index, weight, entropy))
+        return Statistics(*apply(_RowStatistics, z, index, weight, entropy))
     return composite(wide(z), target, weight, entropy)
 
 
@@ -166,6 +168,12 @@ def row_logsumexp(z: Tensor) -> Tensor:
         return found
     alone: Tensor = row_statistics(z).logsumexp
     return alone
+
+
+def operator(z: Tensor, *constants: Tensor | None) -> bool:
+    """Tell whether a compiler should take the kernels as they are: on a GPU, where they need the fewest passes."""
+    derived = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants)
+    return torch.compiler.is_compiling() and not derived and is_far(z)
 
 
 def composite_loss(z: Tensor, target: Tensor | None, weight: Tensor | None, terms: Terms, ignored: int) -> Tensor:
@@ -192,20 +200,22 @@ class _RowLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(z, target, u)
         ctx.terms, ctx.ignored = terms, ignored
-        ctx.ready = None if _offloads() else _like(z)
+        ctx.ready = None if _offloads() else like(z)
         return total_loss(z, target, u, terms, ignored, dtype, ctx.ready)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         ready, ctx.ready = ctx.ready, None
         plain = eager(upstream) and not torch.is_grad_enabled()
-        if plain and ready is not None and upstream.item() == 1:
+        if plain and ready is not None and not far(upstream) and upstream.item() == 1:
             return ready, None, None, None, None, None
         z, target, u = ctx.saved_tensors
         if not plain:
             return _derived(z, target, u, ctx.terms, ctx.ignored, upstream.expand(z.shape[0])), *[None] * 5
-        out = _like(z) if ready is None else ready
-        _backends.choose(z).loss(z, ctx.terms, target, u, ignored=ctx.ignored, scale=upstream.item(), out=out)
+        out = like(z) if ready is None else ready
+        _backends.choose(z).loss(
+            z, ctx.terms, target, u, ignored=ctx.ignored, scale=upstream, out=out, unscaled=ready is not None
+        )
         return out, None, None, None, None, None
 
 
@@ -227,12 +237,12 @@ class _RowLosses(torch.autograd.Function):
             return _derived(z, target, u, ctx.terms, ctx.ignored, upstream), *[None] * 5
         slope = upstream.double()
         scaled = Terms(*(None if f is None else f * slope for f in ctx.terms))
-        out = _like(z)
+        out = like(z)
         _backends.choose(z).loss(z, scaled, target, u, ignored=ctx.ignored, out=out)
         return out, None, None, None, None, None
 
 
-def _like(z: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
+def like(z: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
     out = torch.empty_like(z) if layout is torch.preserve_format else torch.empty_like(z, memory_format=layout)
     return out if out.nbytes < LARGE else _backends.choose(z).reserve(out)
 
@@ -253,7 +263,7 @@ def total_loss(
 ) -> Tensor:
     """Return the sum of the rows' losses, rounded once, and write its gradient to out."""
     total = _backends.choose(z).loss(z, terms, target, weight, ignored=ignored, out=out)
-    return torch.scalar_tensor(total, dtype=dtype, device=None if z.is_cpu else z.device)
+    return total.to(dtype) if isinstance(total, Tensor) else torch.scalar_tensor(total, dtype=dtype)
 
 
 def each_loss(
@@ -290,7 +300,7 @@ def _derived(
     return dz
 
 
-def _apply(schedule: type[torch.autograd.Function], *arguments: Any) -> Any:
+def apply(schedule: type[torch.autograd.Function], *arguments: Any) -> Any:
     """Function.apply without asking again what ``eager`` has asked: a microsecond less."""
     return super(torch.autograd.Function, schedule).apply(*arguments)  # type: ignore[misc]
 
@@ -319,71 +329,12 @@ def row_loss(
         use_kernels: what ``fused`` said of all the tensors here.
     """
     if not use_kernels:
-        losses = composite_loss(wide(z), target, weight, terms, ignored)
+        if operator(z, target, weight):
+            losses = ops.row_losses(z, target, weight, terms, ignored)
+        else:
+            losses = composite_loss(wide(z), target, weight, terms, ignored)
         return (losses.sum() if total else losses).to(dtype)
     if torch.is_grad_enabled() and z.requires_grad:
         schedule = _RowLoss if total else _RowLosses
-        return _apply(schedule, z, target, weight, terms, ignored, dtype)  # type: ignore[no-any-return]
+        return apply(schedule, z, target, weight, terms, ignored, dtype)  # type: ignore[no-any-return]
     return (total_loss if total else each_loss)(z, target, weight, terms, ignored, dtype)
-
-
-class _RowSoftmax(torch.autograd.Function):
-    """softmax or log-softmax along one dimension; like torch's, the result is contiguous and is what is saved."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, dim: int, log: bool) -> Tensor:
-        out = write_softmax(input, dim, log, _empty_result(input))
-        ctx.save_for_backward(out)
-        ctx.dim, ctx.log = dim, log
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        (out,) = ctx.saved_tensors
-        if ctx.log and not torch.is_grad_enabled() and eager(upstream):
-            return _log_softmax_gradient(out, upstream, ctx.dim), None, None
-        aten = torch.ops.aten
-        derivative = aten._log_softmax_backward_data if ctx.log else aten._softmax_backward_data
-        return derivative(upstream, out, ctx.dim, out.dtype), None, None
-
-
-def _log_softmax_gradient(logp: Tensor, upstream: Tensor, dim: int) -> Tensor:
-    """Return g_j - p_j sum(g); where p > 1/2 as (g - sum(g)) + q sum(g), q = 1 - p, which keeps the digits of q.
-
-    A row whose upstream gradient is 0 has the gradient 0, even where it has no distribution.
-    """
-    dz: Tensor = torch.ops.aten._log_softmax_backward_data(upstream, logp, dim, logp.dtype)
-    top, k = logp.max(dim, keepdim=True)
-    total = upstream.sum(dim, keepdim=True, dtype=torch.float64)
-    exact = (upstream.gather(dim, k) - total) - torch.expm1(top.double()) * total
-    dz.scatter_(dim, k, torch.where(top > math.log(0.5), exact.to(dz.dtype), dz.gather(dim, k)))
-    broken = ~torch.isfinite(top)
-    if logp.device.type != "cpu" or bool(broken.any()):  # to look would wait for a GPU
-        dz.masked_fill_(broken & ~upstream.any(dim, keepdim=True), 0)
-    return dz
-
-
-def _empty_result(input: Tensor) -> Tensor:
-    return _like(input) if input.is_contiguous() else _like(input, torch.contiguous_format)
-
-
-def write_softmax(input: Tensor, dim: int, log: bool, out: Tensor) -> Tensor:
-    """Write softmax or log-softmax along dim into out, of the same shape and dtype; not differentiable."""
-    backend = _backends.choose(input)
-    write = backend.log_softmax if log else backend.softmax
-    tile = rows(out, dim)
-    write(rows(input, dim), out=tile)
-    if tile is not out and tile.data_ptr() != out.data_ptr():
-        out.copy_(like_rows(tile, out, dim))
-    return out
-
-
-def softmax(input: Tensor, dim: int, *, log: bool = False) -> Tensor:
-    """Return softmax or log-softmax along dim of a floating tensor with dimensions and elements, in its own type."""
-    if eager(input):
-        if torch.is_grad_enabled() and input.requires_grad:
-            return _apply(_RowSoftmax, input, dim, log)  # type: ignore[no-any-return]
-        return write_softmax(input, dim, log, _empty_result(input))
-    z = wide(input.movedim(dim, -1))
-    result: Tensor = _algebra.log_softmax(z) if log else _algebra.softmax(z)
-    return result.to(input.dtype).movedim(-1, dim)

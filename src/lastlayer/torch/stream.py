@@ -1,41 +1,52 @@
-"""Hidden states to statistics or losses for torch: the framework's products, and the autograd nodes of two schedules.
+"""Hidden states to statistics or losses for torch: the framework's products, and what a call asks of the stream.
 
-``fused_loss`` forms the gradients during the forward pass (6 N D V operations), ``linear_statistics`` computes the
-logits once more in the backward pass (8 N D V). Who holds the other classes is the call's ``peers``.
+``fused`` forms the gradients during the forward pass (6 N D V operations); ``statistics`` leaves them to ``pull_back``,
+which computes the logits once more (8 N D V). Who holds the other classes is the call's ``peers``. nodes.py makes
+autograd's nodes of these functions, ops.py operators that torch.compile takes as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lastlayer import _backends, _linear
-from lastlayer._algebra import Statistics
+from lastlayer._algebra import Statistics, Terms
 from lastlayer._linear import Saved
 from lastlayer._statistics import place
-from lastlayer._stream import ALONE, Gradients, Head, Peers, Stream
-from lastlayer.torch.statistics import eager
+from lastlayer._stream import ALONE, DEFAULT_BUDGET, Gradients, Head, Peers, Stream, padded
+from lastlayer.torch.later import far
 
 Run = Callable[[Stream, Gradients | None], tuple[Tensor, tuple[Tensor | None, ...]]]
+Some = tuple[Tensor | None, ...]
+
+
+HALVES = (torch.float16, torch.bfloat16)
+ROWS = 4096  # of logits that a GPU's default budget holds: enough to keep its matrix units busy
 
 
 class TorchProducts:
-    """torch.mm and addmm in float32 or float64: 16-bit inputs are converted, or each logit would be rounded."""
+    """torch.mm and addmm, summed in float32 or float64.
+
+    A GPU multiplies 16-bit operands as they are and sums in float32. A CPU converts them: its own 16-bit products would
+    round each logit.
+    """
 
     adds_in_place = True
 
     def __init__(self, input: Tensor) -> None:
         self.device = input.device
         self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        self.operand = input.dtype if far(input) and input.dtype in HALVES else self.dtype
+        self.align = 64 if far(input) else 1  # 16 bytes would do; with 128, no cache line has parts of two rows
         self.backend = _backends.choose(input)
-        self.packing = (6 << 20) * torch.get_num_threads() if input.is_cpu else 0  # measured of MKL, per thread
+        self.packing = 0 if far(input) else (6 << 20) * torch.get_num_threads()  # measured of MKL, per thread
 
-    def empty(self, *shape: int) -> Tensor:
-        return self.backend.reserve(torch.empty(shape, dtype=self.dtype, device=self.device))  # type: ignore[no-any-return]
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.backend.reserve(torch.empty(shape, dtype=dtype or self.dtype, device=self.device))  # type: ignore[no-any-return]
 
     def double(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float64, device=self.device)
@@ -44,13 +55,28 @@ class TorchProducts:
         return out.copy_(array)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        torch.mm(a, b, out=out)
+        if out.dtype == a.dtype:
+            torch.mm(a, b, out=out)
+        else:
+            torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
 
-    def accumulate(self, a: Tensor, b: Tensor, out: Tensor, scratch: Tensor | None, first: bool) -> None:
-        out.addmm_(a, b, beta=0 if first else 1)
+    def accumulate(
+        self, a: Tensor, b: Tensor, out: Tensor, scratch: Tensor | None, first: bool, factor: float = 1.0
+    ) -> None:
+        beta = 0 if first else 1
+        if out.dtype == a.dtype:
+            out.addmm_(a, b, beta=beta, alpha=factor)
+        else:
+            torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, beta=beta, alpha=factor, out=out)
 
     def tanh(self, array: Tensor) -> None:
         array.tanh_()
+
+    def budget(self, rows: int, classes: int, features: int) -> int:
+        if self.align == 1:
+            return DEFAULT_BUDGET
+        numbers = padded(classes, self.align) + 2 * features  # of a row: logits, hidden states, their gradient
+        return max(DEFAULT_BUDGET, min(rows, ROWS) * numbers * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -58,33 +84,44 @@ class Call:
     """One call's constants: everything but the tensors that autograd must see."""
 
     target: Tensor | None
-    weights: Callable[[slice, slice], Tensor] | None
+    class_weight: Tensor | None  # None: nobody asks for sums over all classes
     scale: float
     softcap: float | None
-    budget: int
-    dense: bool = False
+    budget: int | None
+    probabilities: Tensor | None = None  # of the classes, instead of a target
+    smoothing: float = 0.0  # of the probabilities
     peers: Peers = ALONE
 
+    @property
+    def weights(self) -> Callable[[slice, slice], Tensor] | None:
+        """Return what gives the class weights of a tile, if there are any."""
+        classes = 0 if self.class_weight is None else self.peers.classes or len(self.class_weight)
+        return _linear.weights_of(self.probabilities, self.class_weight, self.smoothing, classes)
+
     def begin(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...], exact: bool = False
     ) -> tuple[Stream, Gradients | None]:
-        """Return the stream over detached tensors, and room for the gradients if one is wanted."""
+        """Return the stream over detached tensors, and room for the gradients if one is wanted.
+
+        ``exact`` gradients are not yet rounded to the input's type, of which float16 does not hold small ones.
+        """
 
         def work() -> tuple[Stream, Gradients | None]:
             head, products = Head(weight, bias, self.scale, self.softcap), TorchProducts(input)
-            stream = Stream(products, input, head, self.target, self.weights, self.budget, self.dense, self.peers)
-            room = any(wanted)
-            return stream, _linear.allocate(stream, wanted, lambda: torch.empty_like(input)) if room else None
+            dense = self.probabilities is not None
+            stream = Stream(products, input, head, self.target, self.weights, self.budget, dense, self.peers)
+            kind = products.dtype if exact else input.dtype
+            like = lambda: torch.empty_like(input, dtype=kind)  # noqa: E731
+            return stream, _linear.allocate(stream, wanted, like, exact) if any(wanted) else None
 
         return self.peers.ready(work)
 
     def target_weight(self, classes: int) -> Tensor | None:
         """Return the weights of the targets, of those among these classes; None without weights."""
-        if self.target is None or self.weights is None or not classes:
+        if self.target is None or self.class_weight is None or not classes:
             return None
-        u = self.weights(slice(0, len(self.target)), slice(0, classes))
-        column, inside = place(self.target, u[None], self.peers.first_class)
-        return u[torch.where(inside, column, 0)].double()
+        column, inside = place(self.target, self.class_weight[None], self.peers.first_class)
+        return self.class_weight[torch.where(inside, column, 0)].double()
 
 
 def rounded(into: Gradients, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -95,138 +132,38 @@ def rounded(into: Gradients, input: Tensor, weight: Tensor, bias: Tensor | None)
     )
 
 
-class _SecondOrder(torch.autograd.Function):
-    """The identity on a gradient of the stream; differentiating it again says why that is not possible."""
-
-    @staticmethod
-    def forward(gradient: Tensor, *inputs: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            "a linear head has no second derivative here: it would need the full N x V logits. Differentiate "
-            "cross_entropy(linear(input, linear_weight), target), or logit_statistics of these logits, twice instead"
-        )
+def cross_entropy_run(terms: Terms) -> Run:
+    """Return what makes the sum of cross-entropies of a stream."""
+    return lambda stream, into: (_linear.cross_entropy(stream, terms, into).sum(), ())
 
 
-def _first_order(gradients: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | None, ...]:
-    if not torch.is_grad_enabled():
-        return gradients
-    return tuple(None if g is None else _SecondOrder.apply(g, *inputs) for g in gradients)  # type: ignore[no-untyped-call]
+def fused(input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, run: Run, wanted: tuple[bool, ...]) -> Some:
+    """Return the loss that ``run`` makes of the stream, its gradients by the head's tensors, and by the rows' own.
+
+    Gradients of float16 tensors stay in float32 until they are multiplied by what comes in: a share of a mean over many
+    rows is below what float16 holds.
+    """
+    small = input.dtype == torch.float16
+    stream, into = call.begin(input, weight, bias, wanted[:3], exact=small)
+    if stream.products.operand == torch.float16:
+        stream.lift = 2.0 ** min(12, stream.rows.bit_length())
+    loss, of_rows = run(stream, into)
+    gradients = (None, None, None) if into is None else tuple(into) if small else rounded(into, input, weight, bias)
+    return (loss.to(stream.products.dtype), *gradients, *of_rows)
 
 
-class _Fused(torch.autograd.Function):
-    """A sum of row losses; gradients, those of the losses' own row tensors included, are formed in the forward pass."""
-
-    @staticmethod
-    def forward(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        call: Call,
-        run: Run,
-        wanted: tuple[bool, ...],
-        *rows: Tensor,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        stream, into = call.begin(input, weight, bias, wanted[:3])
-        loss, of_rows = run(stream, into)
-        gradients = (None, None, None) if into is None else rounded(into, input, weight, bias)
-        return (loss.to(stream.products.dtype), *gradients, *of_rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        input, weight, bias, ctx.call, ctx.run, ctx.wanted, *rows = inputs
-        ctx.ready = output[1:]  # without a graph of their own, so no cycle; handed out by the first backward
-        ctx.mark_non_differentiable(*(g for g in ctx.ready if g is not None))
-        ctx.save_for_backward(input, weight, bias, *rows)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        g = upstream[0]
-        if g is None:
-            return (None,) * len(ctx.needs_input_grad)
-        input, weight, bias, *rows = ctx.saved_tensors
-        ready, ctx.ready = ctx.ready, None
-        with torch.no_grad():
-            if ready is None:
-                ready = _Fused.forward(input, weight, bias, ctx.call, ctx.run, ctx.wanted, *rows)[1:]
-            if not (eager(g) and g.is_cpu and g.item() == 1):
-                ready = tuple(None if d is None else d.mul_(g.to(d.dtype)) for d in ready)
-        gradients = _first_order(ready, g, input, weight)
-        return (*gradients[:3], None, None, None, *gradients[3:])
+def statistics(input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, asked: dict[str, bool]) -> Some:
+    """Return statistics of the rows (float64), rank - 1, argmax, and what ``pull_back`` needs; no tensor twice."""
+    found, saved, rank, argmax = _linear.statistics(call.begin(input, weight, bias, ())[0], **asked)
+    return (*found, rank, argmax, *(None if kept is None else kept.clone() for kept in saved))
 
 
-class _Statistics(torch.autograd.Function):
-    """The statistics of rows, float64; the backward computes the logits again (8 N D V operations)."""
-
-    @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, wanted: tuple[bool, ...], asked: dict[str, bool]
-    ) -> tuple[Tensor | None, ...]:
-        found, saved, rank, argmax = _linear.statistics(call.begin(input, weight, bias, ())[0], **asked)
-        # No tensor twice: what is kept has no gradient, the statistics have.
-        return (*found, rank, argmax, *(None if kept is None else kept.clone() for kept in saved))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        input, weight, bias, ctx.call, ctx.wanted, _ = inputs
-        constants = output[len(Statistics._fields) :]
-        ctx.mark_non_differentiable(*(t for t in constants if t is not None))
-        ctx.save_for_backward(input, weight, bias, *constants[2:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        given = Statistics(*upstream[: len(Statistics._fields)])
-        if all(g is None for g in given):
-            return (None,) * 6
-        input, weight, bias, *saved = ctx.saved_tensors
-        with torch.no_grad():
-            stream, into = ctx.call.begin(input, weight, bias, ctx.wanted)
-            of_target = ctx.call.target_weight(stream.classes)
-            _linear.push_statistics(stream, Saved(*saved), of_target, given, into)
-            gradients = rounded(into, input, weight, bias)
-        some = next(g for g in given if g is not None)
-        return (*_first_order(gradients, some, input, weight), None, None, None)
-
-
-def wanted(*tensors: Tensor | None) -> tuple[bool, ...]:
-    """Tell of which tensors a gradient is wanted."""
-    return tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in tensors)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def fused_loss(
-    input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, run: Run, rows: tuple[Tensor, ...] = ()
-) -> Tensor:
-    """Return the sum of losses that ``run`` makes of the stream; it also fills the gradients it is given room for."""
-    tensors = (input, weight, bias, *rows)
-    return _Fused.apply(input, weight, bias, call, run, wanted(*tensors), *rows)[0]  # type: ignore[no-any-return, no-untyped-call]
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def linear_statistics(
-    input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, **asked: bool
-) -> tuple[Statistics, Tensor, Tensor | None, Tensor | None]:
-    """Return statistics of the rows (float64), the sum of the weights u, rank - 1 and argmax."""
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError("torch.func transforms are not supported where the logits are computed a second time")
-    out = _Statistics.apply(input, weight, bias, call, wanted(input, weight, bias), asked)  # type: ignore[no-untyped-call]
-    fields = len(Statistics._fields)
-    saved = Saved(*out[fields + 2 :])
-    return Statistics(*out[:fields]), saved.mass, out[fields], out[fields + 1]
-
-
-def autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
-    """Return the tensors in the type that autocast multiplies in, if it is on."""
-    device = input.device.type
-    if not torch.is_autocast_enabled(device):
-        return (input, *parameters)
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, *parameters))
+def pull_back(
+    input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, wanted: tuple[bool, ...], saved: Saved,
+    upstream: Statistics,
+) -> Some:  # fmt: skip
+    """Return the gradients of the statistics, times upstream, by the head's tensors."""
+    stream, into = call.begin(input, weight, bias, wanted)
+    assert into is not None
+    _linear.push_statistics(stream, saved, call.target_weight(stream.classes), upstream, into)
+    return rounded(into, input, weight, bias)
