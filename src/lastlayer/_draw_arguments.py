@@ -356,15 +356,18 @@ def _pairs_of_list(name: str, places: tuple[Array, ...] | None, rows: int, class
 
 def check_drawn(drawn: Drawn, shape: Shape, samples: int) -> None:
     """Raise ValueError naming the first row that could not be drawn from."""
-    if not bool(drawn.status.any()):
-        return
-    row = position(drawn.status != 0)[0]
-    index = tuple(int(i) for i in np.unravel_index(row, shape)) if shape else ()
+    if bool(drawn.status.any()):
+        row = position(drawn.status != 0)[0]
+        index = tuple(int(i) for i in np.unravel_index(row, shape)) if shape else ()
+        raise undrawable(index, int(drawn.status[row]), samples)
+
+
+def undrawable(index: tuple[int, ...], status: float, samples: int) -> Exception:
+    """Return what to raise for a row of this status."""
     where = f"{element('row', index) if index else 'the row'} of input"
-    status = int(drawn.status[row])
     if status == TOO_FEW:
-        raise ValueError(
+        return ValueError(
             f"{where} has fewer classes that can be drawn than num_samples = {samples}, without replacement"
         )
-    what = {HAS_NAN: "NaN", HAS_INFINITY: "+inf", HAS_NOTHING: "no logit above -inf"}[status]
-    raise ValueError(f"{where} has {what}: there is no distribution to draw from")
+    what = {HAS_NAN: "NaN", HAS_INFINITY: "+inf", HAS_NOTHING: "no logit above -inf"}[int(status)]
+    return ValueError(f"{where} has {what}: there is no distribution to draw from")

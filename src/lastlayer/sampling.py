@@ -157,7 +157,9 @@ def categorical(
     tiled = tile(z, axes)
     if tiled.shape[1] == 0 and len(tiled):
         raise ValueError(f"input has no classes to draw from in {len(tiled)} rows")
-    return spread(drawn(tiled, asked, shape), shape, num_samples is not None, statistics_type(z))
+    found = drawn(tiled, asked)
+    check_drawn(found, shape, asked.uniforms.shape[1])
+    return spread(found, shape, num_samples is not None, statistics_type(z))
 
 
 def multinomial(
@@ -216,16 +218,13 @@ def seed_of(seed: Any, rng: Generator) -> Callable[[], int]:
     return lambda: int(np.random.default_rng(rng).integers(1 << 64, dtype=np.uint64))
 
 
-def drawn(z: Array, asked: Asked, shape: tuple[int, ...]) -> Drawn:
-    """Draw from each row of z (N, V), or say which of the rows, of this shape, cannot be drawn from."""
+def drawn(z: Array, asked: Asked) -> Drawn:
+    """Draw from each row of z (N, V); ``check_drawn`` says which cannot be drawn from."""
     backend = _backends.choose(z)
     edits = edits_of(asked.changes, z.shape[1], lambda rows, index: numbers_at(z, rows, index))
-    found: Drawn
-    if backend is not _backends.reference:
-        found = backend.draw(z, asked.uniforms, asked.rules, asked.order, edits, asked.replacement)
-    else:
-        found = in_chunks(z, asked, edits)
-    check_drawn(found, shape, asked.uniforms.shape[1])
+    if backend is _backends.reference:
+        return in_chunks(z, asked, edits)
+    found: Drawn = backend.draw(z, asked.uniforms, asked.rules, asked.order, edits, asked.replacement)
     return found
 
 

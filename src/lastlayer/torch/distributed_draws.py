@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from lastlayer import _draw_arguments, _linear, _linear_draws
-from lastlayer._draw_arguments import Asked, DrawOptions, check_drawn
+from lastlayer._draw_arguments import Asked, DrawOptions
 from lastlayer._draw_plans import Given, Source
 from lastlayer.linear_sampling import LinearTopK, check_rows, read_k
 from lastlayer.sampling import Sample
 from lastlayer.torch.linear_sampling import check_head, source_of, topk_of
-from lastlayer.torch.sampling import check_input, seed_of, spread
+from lastlayer.torch.sampling import check_input, checked, seed_of, spread
 from lastlayer.torch.shards import Group, Shards, agree, attempt, mesh_of, unsharded
 from lastlayer.torch.stream import TorchProducts
 
@@ -166,8 +166,7 @@ def _drawn(
     """Draw, and return what was drawn in the shape of the rows; all ranks see the same rows without a distribution."""
     shape = tuple(input.shape[:-1])
     found = _linear_draws.draw(source, asked, memory_budget, shards)
-    check_drawn(found, shape, asked.uniforms.shape[1])
-    return spread(found, shape, num_samples is not None, input.dtype)
+    return spread(checked(found, asked, shape), shape, num_samples is not None, input.dtype)
 
 
 def _parts(linear_weight: Tensor, linear_bias: Tensor | None) -> Callable[[], tuple[Tensor, Tensor | None]]:

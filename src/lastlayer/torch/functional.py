@@ -26,8 +26,8 @@ from lastlayer import _backends, _validate
 from lastlayer._algebra import Terms
 from lastlayer._validate import ArgumentError, NotLogProbabilityWarning
 from lastlayer.torch.later import capturing, far, outside, post, require_classes
-from lastlayer.torch.softmax import softmax as _softmax
-from lastlayer.torch.softmax import write_softmax
+from lastlayer.torch.row_softmax import softmax as _softmax
+from lastlayer.torch.row_softmax import write_softmax
 from lastlayer.torch.statistics import eager, fused, row_logsumexp, row_loss, rows, total_loss, wide
 
 OPTIONAL = ("weight", "pos_weight", "linear_bias", "token_weight")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lastlayer import _draw_arguments, _linear, _linear_draws
-from lastlayer._draw_arguments import DrawOptions, check_drawn
+from lastlayer._draw_arguments import DrawOptions
 from lastlayer._draw_plans import OfHead
 from lastlayer._linear_draws import Largest
 from lastlayer._stream import Head
@@ -21,7 +21,7 @@ from lastlayer.sampling import Sample
 from lastlayer.torch.functional import require_tensors
 from lastlayer.torch.linear import check_constants, check_shapes
 from lastlayer.torch.nodes import autocast
-from lastlayer.torch.sampling import seed_of, spread
+from lastlayer.torch.sampling import checked, seed_of, spread
 from lastlayer.torch.stream import TorchProducts
 
 __all__ = ["LinearTopK", "linear_categorical", "linear_topk"]
@@ -90,8 +90,7 @@ def linear_categorical(
     make = seed_of(options.get("seed"), generator, input.device)
     asked = _draw_arguments.read(shape, num_samples, make, options)
     found = _linear_draws.draw(source_of(input, linear_weight, linear_bias, scale, softcap), asked, memory_budget)
-    check_drawn(found, shape, asked.uniforms.shape[1])
-    return spread(found, shape, num_samples is not None, input.dtype)
+    return spread(checked(found, asked, shape), shape, num_samples is not None, input.dtype)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

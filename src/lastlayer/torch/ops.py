@@ -95,10 +95,10 @@ def _linear_statistics(
     return _whole(statistics_of(input, weight, bias, call, asked), input)
 
 
-def _there(target: Tensor | None, class_weight: Tensor | None, entropy: bool, rank: bool, argmax: bool) -> list[bool]:
+def _there(target: Tensor | None, entropy: bool, rank: bool, argmax: bool) -> list[bool]:
     """Tell which of the operator's results are there."""
     targets = target is not None
-    found = Statistics(True, targets, entropy, class_weight is not None, True, targets)
+    found = Statistics(True, targets, entropy, True, True, targets)
     saved = Saved(True, True, True, entropy, targets, targets, targets, False)
     return [*found, rank, argmax, *saved]
 
@@ -109,7 +109,7 @@ def _(
     scale: float, softcap: float | None, budget: int | None, entropy: bool, rank: bool, argmax: bool,
     wanted: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    there = _there(target, class_weight, entropy, rank, argmax)
+    there = _there(target, entropy, rank, argmax)
     row = input.new_empty(input.shape[0], dtype=torch.float64)
     each = row if target is None else target.new_empty(target.shape, dtype=torch.float64)
     shapes = Statistics(row, each, row, row, row, row)
@@ -138,7 +138,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Te
 
 def _keep_statistics(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     *tensors, ctx.scale, ctx.softcap, ctx.budget, entropy, rank, argmax, ctx.wanted = inputs
-    ctx.there = _there(tensors[3], tensors[4], entropy, rank, argmax)
+    ctx.there = _there(tensors[3], entropy, rank, argmax)
     ctx.save_for_backward(*tensors, *output[FIELDS + 2 :])
 
 
@@ -161,7 +161,7 @@ def statistics(
     made = _linear_statistics(
         input, weight, bias, call.target, call.class_weight, call.scale, call.softcap, call.budget, *flags, list(wanted)
     )
-    there = _there(call.target, call.class_weight, *flags)
+    there = _there(call.target, *flags)
     return tuple(t if here else None for t, here in zip(made, there, strict=True))
 
 

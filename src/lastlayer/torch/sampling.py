@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lastlayer import _draw_arguments
-from lastlayer._draw_arguments import DrawOptions, Numbers
+from lastlayer._draw_arguments import Asked, DrawOptions, Numbers, check_drawn, undrawable
 from lastlayer._draws import Drawn
 from lastlayer._validate import ArgumentError
 from lastlayer.sampling import PER_ROW, Sample, check_multinomial, drawn, from_weights
+from lastlayer.torch.later import far, require
 
 __all__ = ["Sample", "categorical", "multinomial"]
 
@@ -129,7 +130,7 @@ def categorical(
     z = input.detach().reshape(math.prod(shape), input.shape[-1])
     if z.shape[1] == 0 and len(z):
         raise ValueError(f"input has no classes to draw from in {len(z)} rows")
-    return spread(drawn(z, asked, shape), shape, num_samples is not None, input.dtype)
+    return spread(checked(drawn(z, asked), asked, shape), shape, num_samples is not None, input.dtype)
 
 
 @torch.no_grad()
@@ -203,6 +204,17 @@ def seed_of(seed: Any, generator: torch.Generator | None, device: torch.device) 
         raise TypeError(f"generator is {type(generator).__name__}, expected a torch.Generator or None")
     where = device if generator is None else generator.device
     return lambda: int(torch.empty((), dtype=torch.int64, device=where).random_(generator=generator))
+
+
+def checked(found: Drawn, asked: Asked, shape: tuple[int, ...]) -> Drawn:
+    """Return what was drawn; raise ValueError for a row that could not be drawn from, now or when that is known."""
+    samples = asked.uniforms.shape[1]
+    if far(found.status):
+        status = found.status.reshape(shape)
+        require(status == 0, lambda index, what: undrawable(index, what, samples), status)
+    else:
+        check_drawn(found, shape, samples)
+    return found
 
 
 def check_input(input: Tensor) -> None:

@@ -47,7 +47,7 @@ def _log_softmax_gradient(logp: Tensor, upstream: Tensor, dim: int) -> Tensor:
     exact = (upstream.gather(dim, k) - total) - torch.expm1(top.double()) * total
     dz.scatter_(dim, k, torch.where(top > math.log(0.5), exact.to(dz.dtype), dz.gather(dim, k)))
     broken = ~torch.isfinite(top)
-    if far(logp) or bool(broken.any()):
+    if far(logp) or not eager(logp) or bool(broken.any()):
         dz.masked_fill_(broken & ~upstream.any(dim, keepdim=True), 0)
     return dz
 
