@@ -263,11 +263,21 @@ def write(
     many = given.values is not None
     backend.gradient(z, state, given.numbers, _single(target, given), weight, first_class, softcap, out=out)
     if many:
-        column, inside = place(_columns(target), z, first_class)
-        out[(rows_of(z) + 0 * column)[inside], column[inside]] = _algebra.cast(given.values[inside], out)
+        put(out, *place(_columns(target), z, first_class), given.values)
     if top is not None:
-        row, column = rows_of(z)[hit][:, 0], top[hit]
-        out[row, column] = _algebra.cast(_algebra.double(out[row, column]) + given.maximum[hit], out)
+        column, inside = top[:, None], hit[:, None]
+        put(out, column, inside, take(out, column) + given.maximum[:, None])
+
+
+def put(out: Array, column: Array, inside: Array, values: Array) -> None:
+    """Write values[i, k] to out[i, column[i, k]] where that is inside."""
+    row, values = rows_of(out) + 0 * column, _algebra.cast(values, out)
+    if column.shape[1] > 1:
+        out[row[inside], column[inside]] = values[inside]
+        return
+    xp = namespace(out)  # all rows, some with what is there: to look up which are inside would wait for a GPU
+    column = xp.where(inside, column, 0)
+    out[row, column] = xp.where(inside, values, out[row, column])
 
 
 def dense(z: Array, state: State, given: Cotangents, target: Array | None, weight: Array | None) -> Array:

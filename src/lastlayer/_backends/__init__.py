@@ -34,12 +34,12 @@ except ImportError as error:
     built = importlib.util.find_spec("lastlayer._native") is not None
     missing = str(error) if built else "this installation was built without the native module"
 
-__all__ = ["choose", "cpu", "host", "numpy_threads", "reference", "requested", "triton"]
+__all__ = ["choose", "cpu", "gpu", "host", "numpy_threads", "reference", "requested"]
 NAMES = ("cpu", "triton", "reference")
 
 
 @cache
-def triton() -> ModuleType | None:
+def gpu() -> ModuleType | None:
     """Return the Triton backend, imported when it is first asked for; None where triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
@@ -53,7 +53,7 @@ def requested() -> str | None:
         raise ValueError(f"LASTLAYER_BACKEND = {name!r}: expected one of {', '.join(NAMES)}")
     if name == "cpu" and cpu is None:
         raise RuntimeError(f"LASTLAYER_BACKEND = 'cpu', which is not there: {missing}")
-    if name == "triton" and triton() is None:
+    if name == "triton" and gpu() is None:
         raise RuntimeError("LASTLAYER_BACKEND = 'triton', which is not there: triton is not installed")
     if cpu is not None:
         cpu.check_setting()
@@ -68,9 +68,9 @@ def choose(z: Any) -> ModuleType:
     if name == "reference":
         return reference
     if name is None:
-        fits = (backend for backend in (cpu, None if isinstance(z, np.ndarray) or z.is_cpu else triton()) if backend)
+        fits = (backend for backend in (cpu, None if isinstance(z, np.ndarray) or z.is_cpu else gpu()) if backend)
         return next((backend for backend in fits if backend.takes(z)), reference)
-    named: Any = cpu if name == "cpu" else triton()
+    named: Any = cpu if name == "cpu" else gpu()
     if not named.takes(z):
         where = "a NumPy array" if isinstance(z, np.ndarray) else f"a tensor on {z.device}"
         raise RuntimeError(f"LASTLAYER_BACKEND = {name!r} does not take {where} of {z.dtype}")

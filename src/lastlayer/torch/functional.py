@@ -615,7 +615,7 @@ def _count_ignored(
         return skipped
     describe = outside("target", z.shape[1])
     if isinstance(bad, Tensor):
-        post(bad, target.shape, describe, index[bad.clamp(min=0)], at_once=validate is True)
+        post(bad, target.shape, describe, index.take(bad.clamp(min=0)), at_once=validate is True)
     elif bad >= 0:
         raise describe(_validate.position(index.reshape(target.shape) == index[bad]), index[bad])
     return skipped

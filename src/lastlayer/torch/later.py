@@ -59,8 +59,8 @@ def require(ok: Tensor, describe: Describe, *values: Tensor, at_once: bool = Fal
     flat = ~ok.reshape(-1)
     if flat.numel() > 0:
         first = flat.to(torch.uint8).argmax()
-        row = torch.where(flat[first], first, -1)
-        post(row, ok.shape, describe, *(value.reshape(-1)[first] for value in values), at_once=at_once)
+        row = torch.where(flat.take(first), first, -1)  # what is indexed by a number waits for the number
+        post(row, ok.shape, describe, *(value.take(first) for value in values), at_once=at_once)
 
 
 def require_classes(target: Tensor, ignored: Tensor, classes: int, *, at_once: bool = False) -> Tensor:

@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 from lastlayer import _algebra, _backends, _statistics
 from lastlayer._algebra import State, Statistics, Terms
 from lastlayer._statistics import Folded
-from lastlayer.torch import ops
-from lastlayer.torch.later import far, is_far
+from lastlayer.torch import later, ops
+from lastlayer.torch.later import far
 
 if _backends.cpu is not None:
     _backends.cpu.share_threads(str(Path(torch.__file__).parent))
@@ -173,7 +173,7 @@ def row_logsumexp(z: Tensor) -> Tensor:
 def operator(z: Tensor, *constants: Tensor | None) -> bool:
     """Tell whether a compiler should take the kernels as they are: on a GPU, where they need the fewest passes."""
     derived = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants)
-    return torch.compiler.is_compiling() and not derived and is_far(z)
+    return torch.compiler.is_compiling() and not derived and later.is_far(z)
 
 
 def composite_loss(z: Tensor, target: Tensor | None, weight: Tensor | None, terms: Terms, ignored: int) -> Tensor:
