@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ def test_info_names_backends_instruction_set_and_threads_with_reasons(
     out = capsys.readouterr().out
     assert "threads (NumPy)   3 (OMP_NUM_THREADS)" in out
     assert "the fastest that is there" in out
+    assert "gpu               none (torch.cuda.is_available())" in out or importlib.util.find_spec("torch") is None
     if _backends.cpu is not None:
         assert f"instruction set   {_backends.cpu.instruction_sets()[0][0]}" in out
 

@@ -265,6 +265,7 @@ def write(
     if many:
         put(out, *place(_columns(target), z, first_class), given.values)
     if top is not None:
+        assert hit is not None
         column, inside = top[:, None], hit[:, None]
         put(out, column, inside, take(out, column) + given.maximum[:, None])
 

@@ -29,7 +29,8 @@ def info() -> str:
     chosen = "by LASTLAYER_BACKEND" if _backends.requested() else "the fastest that is there"
     cpu = _backends.cpu
     lines.append(f"backends          reference{', cpu' if cpu else ''}")
-    lines.append(f"in use            {_backends.choose(np.empty((0, 1))).__name__.rsplit('.', 1)[-1]} ({chosen})")
+    used = _backends.requested() or _backends.host().__name__.rsplit(".", 1)[-1]
+    lines.append(f"in use            {used} ({chosen})")
     if cpu is None:
         lines.append(f"cpu               not there: {_backends.missing}")
     else:
@@ -39,9 +40,23 @@ def info() -> str:
     lines.append(f"threads (NumPy)   {count} ({why})")
     if importlib.util.find_spec("torch"):
         lines.append(f"threads (torch)   {torch.get_num_threads()} (torch.get_num_threads())")
+        lines.append(f"gpu               {_gpu()}")
     else:
         lines.append('torch             not installed: pip install "lastlayer[torch]"')
     return "\n".join(lines)
+
+
+def _gpu() -> str:
+    """Say what computes on a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none (torch.cuda.is_available())"
+    if importlib.util.find_spec("triton") is None:
+        return f"{torch.cuda.get_device_name()}: reference (triton is not installed)"
+    import triton
+
+    return f"{torch.cuda.get_device_name()}: Triton {triton.__version__}"
 
 
 def _with_extra(command: str, argv: list[str]) -> int:

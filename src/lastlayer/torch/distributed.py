@@ -53,6 +53,7 @@ INPUT_GRADIENTS = ("all_reduce", "reduce_scatter", "partial")
 OWN = ("classes", "own rows", "weighs")  # what may differ between ranks
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # ranks tell each other values
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -122,6 +123,7 @@ def linear_cross_entropy(
     return linear.loss_of(tokens, reduction, _total(data_group))
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # ranks tell each other values
 def linear_logit_statistics(
     input: Tensor,
     linear_weight: Tensor,
@@ -179,6 +181,7 @@ def linear_logit_statistics(
     return linear_statistics.statistics_of(given, entropy=entropy, rank=rank and target is not None, argmax=argmax)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # ranks tell each other values
 def linear_loss(
     loss_fn: linear_statistics.LossFunction,
     input: Tensor,

@@ -78,9 +78,10 @@ def linear_cross_entropy(
         ValueError: reduction, label_smoothing, softcap or another factor is out of range; the budget is too small.
 
     Note:
-        16-bit inputs are multiplied in float32. Differs from torch: 16-bit input gives a float32 loss, ignored rows
-        cannot poison the gradient, and the mean over no tokens is 0, not NaN. ``torch.compile`` breaks its graph here;
-        ``vmap`` and forward-mode differentiation are not supported.
+        16-bit inputs are multiplied in float32; on a GPU as they are, into float32 logits. There nothing waits for the
+        device: a bad target is an error later (``check_errors``). Differs from torch: 16-bit input gives a float32
+        loss, ignored rows cannot poison the gradient, and the mean over no tokens is 0, not NaN. ``torch.compile``
+        takes it as one operator; ``vmap`` and forward-mode differentiation are not supported.
 
     Example:
         >>> import torch

@@ -153,7 +153,7 @@ def linear_logit_statistics(
 
     Note:
         16-bit inputs are multiplied in float32. ``backward`` may be called as often as the graph is kept.
-        ``torch.compile`` breaks its graph here; ``vmap`` and forward-mode differentiation are not supported.
+        ``torch.compile`` takes it as one operator; ``vmap`` and forward-mode differentiation are not supported.
 
     Example:
         >>> import torch
@@ -233,7 +233,8 @@ def linear_loss(
     Note:
         That rows do not couple is checked on the first rows of each call, by comparing their losses with those of the
         first half alone; a loss that depends on the batch in a way this does not show gets a wrong gradient. Under
-        ``torch.compile`` the graph breaks here; ``vmap`` and forward-mode differentiation are not supported.
+        ``torch.compile`` this is ``loss_fn`` of ``linear_logit_statistics``, in one graph, unchecked; ``vmap`` and
+        forward-mode differentiation are not supported.
 
     Example:
         >>> import torch
