@@ -122,18 +122,23 @@ def push_statistics(stream: Stream, saved: Saved, target_weight: Array, upstream
 
 
 def allocate(
-    stream: Stream, wanted: tuple[bool, ...], like_input: Callable[[], Array], exact: bool = False
+    stream: Stream, wanted: tuple[bool, ...], like_input: Callable[[], Array], exact: bool = False, weight: Array = None
 ) -> Gradients:
     """Return room for the wanted gradients; the weight's is written before it is read, the bias's starts at 0.
+
+    A ``weight`` gradient that is given is added to.
 
     What several products add to is of the computing type, and rounded once at the end; what one writes need not be.
     """
     empty, (d_input, d_weight, d_bias) = stream.products.empty, wanted
-    kind = stream.products.operand if stream.plan.rows >= stream.rows and not exact else None
-    weight = empty(stream.classes, stream.features, dtype=kind) if d_weight else None
+    stream.adds = weight is not None
+    if weight is None and d_weight:
+        one = stream.plan.rows >= stream.rows and not exact
+        weight = empty(stream.classes, stream.features, dtype=stream.products.operand if one else None)
     bias = empty(stream.classes) if d_bias else None
     into = Gradients(like_input() if d_input else None, weight, bias)
-    for array in into[0 if not stream.rows else 2 :]:
+    unwritten = (bias,) if stream.rows else (into.input, None if stream.adds else weight, bias)
+    for array in unwritten:
         if array is not None:
             array[...] = 0
     return into
@@ -172,6 +177,6 @@ def weights_of(
     if soft is None:
         return lambda rows, tile: class_weight[tile]
     share = smoothing / classes
-    return lambda rows, tile: (_algebra.cast(soft[rows, tile], class_weight) * (1 - smoothing) + share) * (
-        class_weight[tile]
+    return lambda rows, tile: (
+        (_algebra.cast(soft[rows, tile], class_weight) * (1 - smoothing) + share) * (class_weight[tile])
     )

@@ -248,6 +248,7 @@ class Stream:
         self.scratch = empty(self.plan.block, self.features, dtype=products.operand) if scratch else None
         self.states = empty(self.plan.rows, self.features, dtype=products.operand) if self.converts else None
         self.sums: Array = None  # of a chunk's input gradient, where its own place is not of the computing type
+        self.adds = False  # to a weight's gradient that has something in it
         self.lift = 1.0  # a power of two that gradients of logits are multiplied by, so that they fit in their type
         self.backend = _backends.choose(self.workspace)
         self.held: slice | None = None  # the rows whose logits, of all classes, the workspace holds
@@ -393,7 +394,8 @@ class Stream:
             if dh is not None:
                 add(dz[:, inside], block, dh, None, part.start == 0, factor)
             if into.weight is not None:
-                add(dz[:, inside].T, h, into.weight[part], self.scratch, rows.start == 0, factor)
+                first = rows.start == 0 and not self.adds
+                add(dz[:, inside].T, h, into.weight[part], self.scratch, first, factor)
         if into.bias is not None:
             into.bias[tile] += dz.sum(0, dtype=into.bias.dtype) * factor
         if into.input is not None and dh.dtype != into.input.dtype and tile.stop == self.classes:  # type: ignore[union-attr]

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import lastlayer.torch as F  # noqa: E402
 
+needs_torchs_own = pytest.mark.skipif(not hasattr(T, "linear_cross_entropy"), reason="torch has it from 2.13 on")
+
 TYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.bfloat16: np.float32, torch.float16: np.float32}
 
 
@@ -170,6 +172,39 @@ def test_retain_graph_and_a_second_backward() -> None:
             torch.testing.assert_close(3 * a, b)
 
 
+@pytest.mark.parametrize("budget", [None, 4000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("same", [True, False])
+def test_the_weights_gradient_is_added_where_it_is_asked_for(dtype: Any, budget: int | None, same: bool) -> None:
+    h, w, y = problem(dtype, (40,))
+    there = torch.randn(w.shape).to(dtype if same else torch.float32)
+    into = there.clone()
+    F.linear_cross_entropy(h, w, y, memory_budget=budget, weight_grad=into).backward()
+    assert w.grad is None
+    got_h, h.grad = h.grad, None
+    F.linear_cross_entropy(h, w, y, memory_budget=budget).backward()
+    torch.testing.assert_close(got_h, h.grad, rtol=0, atol=0)
+    # What autograd hands out is rounded to the weight's type, what is added is not unless its place is of that type.
+    rounding = torch.finfo(dtype).eps * float((there.abs() + w.grad.abs()).max())
+    torch.testing.assert_close(into, there + w.grad.to(into.dtype), rtol=0, atol=rounding)
+    untouched = into.clone()
+    with torch.no_grad():
+        F.linear_cross_entropy(h, w, y, weight_grad=into)
+    torch.testing.assert_close(into, untouched, rtol=0, atol=0)
+
+
+def test_what_was_added_cannot_be_scaled_nor_added_again() -> None:
+    h, w, y = problem(torch.float32)
+    with pytest.raises(RuntimeError, match=r"for an incoming gradient of 1, not 2\.0: put factors into token_weight"):
+        (2 * F.linear_cross_entropy(h, w, y, weight_grad=torch.zeros_like(w))).backward()
+    loss = F.linear_cross_entropy(h, w, y, weight_grad=torch.zeros_like(w))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward pass is not supported"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match="not supported with reduction = 'none'"):
+        F.linear_cross_entropy(h, w, y, reduction="none", weight_grad=torch.zeros_like(w))
+
+
 def test_second_order_says_why_not() -> None:
     h, w, y = problem(torch.float32)
     for reduction in ("mean", "none"):
@@ -209,6 +244,7 @@ def test_confident_rows_keep_their_digits() -> None:
         assert h.grad[0, 0].item() == pytest.approx(-1 / (1 + np.exp(margin)), rel=1e-5, abs=0)
 
 
+@needs_torchs_own
 def test_bfloat16_gives_a_float32_loss_of_float32_logits() -> None:
     torch.manual_seed(0)
     h, w = torch.randn(64, 32).bfloat16(), torch.randn(1000, 32).bfloat16()
@@ -266,6 +302,7 @@ def test_a_budget_too_small_names_the_least_that_works() -> None:
         F.linear_cross_entropy(h, w, y, memory_budget=3)
 
 
+@needs_torchs_own
 def test_torchs_own_samples_and_errors() -> None:
     import warnings
 
@@ -322,6 +359,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"softcap": 0.0}, ValueError, "softcap = 0.0"),
     ({"scale": float("inf")}, ValueError, "scale = inf"),
     ({"z_loss": float("nan")}, ValueError, "z_loss = nan"),
+    ({"weight_grad": torch.zeros(5, 2)}, ValueError, r"weight_grad has shape \(5, 2\), expected \(5, 3\)"),
+    ({"weight_grad": torch.zeros(5, 3, requires_grad=True)}, RuntimeError, "weight_grad must be a floating tensor"),
+    ({"weight_grad": [0.0]}, TypeError, "weight_grad must be a Tensor, not list"),
     ({"token_weight": torch.rand(3)}, ValueError, r"token_weight has shape \(3,\), expected \(4,\)"),
     ({"token_weight": torch.tensor([1.0, 1, float("nan"), 1])}, ValueError, r"token_weight\[2\] = nan"),
 ]

@@ -39,6 +39,7 @@ def linear_cross_entropy(
     scale: float = 1.0,
     token_weight: Tensor | None = None,
     memory_budget: int | None = None,
+    weight_grad: Tensor | None = None,
 ) -> Tensor:
     r"""Compute the cross-entropy of ``linear(input, linear_weight, linear_bias)`` without storing its N x V logits.
 
@@ -67,6 +68,8 @@ def linear_cross_entropy(
         token_weight: factors of the tokens' losses, in the leading shape; the mean divides by their weighted sum.
         memory_budget: bytes for the workspace, gradients not counted; None: 64 MiB on a CPU, on a GPU what 4,096 rows
             of logits take.
+        weight_grad: where to add the gradient of ``linear_weight`` during the forward pass: of its shape; float32 saves
+            a copy. Autograd then gives the weight none, and what comes in backwards must be 1.
 
     Returns:
         The loss: float32, or float64 for float64 input, whatever the 16-bit type of the input. A scalar, or the
@@ -105,6 +108,7 @@ def linear_cross_entropy(
             "softcap": softcap is not None,
             "scale": scale != 1,
             "token_weight": token_weight,
+            "weight_grad": weight_grad,
         }
         return _dense(
             input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, extras
@@ -113,7 +117,9 @@ def linear_cross_entropy(
         input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, z_loss, softcap,
         scale, token_weight, memory_budget, ALONE,
     )  # fmt: skip
-    return loss_of(tokens, reduction)
+    if weight_grad is not None:
+        _check_weight_grad(weight_grad, linear_weight, reduction)
+    return loss_of(tokens, reduction, weight_grad=weight_grad)
 
 
 class Tokens(NamedTuple):
@@ -173,7 +179,10 @@ def prepare(
     )  # fmt: skip
 
 
-def loss_of(tokens: Tokens, reduction: str, total: Callable[[Tensor], Tensor] = lambda count: count) -> Tensor:
+def loss_of(
+    tokens: Tokens, reduction: str, total: Callable[[Tensor], Tensor] = lambda count: count,
+    weight_grad: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return the cross-entropy of the tokens; the mean divides by the ``total`` of their weights."""
     h, W, peers, w, soft = tokens.input, tokens.linear_weight, tokens.peers, tokens.class_weight, tokens.soft
     classes, kind = peers.classes or len(W), torch.float64 if h.dtype == torch.float64 else torch.float32
@@ -187,6 +196,7 @@ def loss_of(tokens: Tokens, reduction: str, total: Callable[[Tensor], Tensor] = 
         u.to(kind) if soft else u if tokens.label_smoothing else None,
         tokens.scale, tokens.softcap, tokens.memory_budget,
         probabilities=tokens.target if soft else None, smoothing=tokens.label_smoothing, peers=peers,
+        weight_grad=weight_grad,
     )  # fmt: skip
     if reduction != "none":
         return cross_entropy_loss(h, W, tokens.linear_bias, call, terms)
@@ -279,6 +289,17 @@ def _check_target(target: Tensor, leading: torch.Size, classes: int, soft: bool)
         raise RuntimeError(f"expected target of shape {expected}, got {tuple(target.shape)}")
     if target.dtype not in (torch.int64, torch.uint8):
         raise RuntimeError(f"target has dtype {target.dtype}, expected class indices: int64 or uint8")
+
+
+def _check_weight_grad(weight_grad: Tensor, linear_weight: Tensor, reduction: str) -> None:
+    require_tensors(weight_grad=weight_grad)
+    _validate.check_shape("weight_grad", weight_grad, tuple(linear_weight.shape), ", as linear_weight")
+    require_one_device(linear_weight, weight_grad=weight_grad)
+    if not weight_grad.is_floating_point() or weight_grad.requires_grad:
+        raise RuntimeError("weight_grad must be a floating tensor that requires no gradient itself")
+    if reduction == "none" or torch.compiler.is_compiling():
+        why = "under torch.compile" if torch.compiler.is_compiling() else "with reduction = 'none'"
+        raise RuntimeError(f"weight_grad is not supported {why}: the gradient is not formed in the forward pass there")
 
 
 def _check_token_weight(token_weight: Tensor | None, leading: torch.Size) -> None:

@@ -16,6 +16,7 @@ from lastlayer._algebra import Statistics, Terms
 from lastlayer._linear import Saved
 from lastlayer._stream import ALONE, Gradients
 from lastlayer.torch import ops
+from lastlayer.torch.later import require
 from lastlayer.torch.statistics import eager
 from lastlayer.torch.stream import Call, Run, Some, cross_entropy_run, fused, pull_back, rounded, statistics
 
@@ -76,6 +77,8 @@ class _Fused(torch.autograd.Function):
         input, weight, bias, *rows = ctx.saved_tensors
         ready, ctx.ready = ctx.ready, None
         with torch.no_grad():
+            if ctx.call.weight_grad is not None:
+                _check_added(g, ready)
             if ready is None:
                 ready = _Fused.forward(input, weight, bias, ctx.call, ctx.run, ctx.wanted, *rows)[1:]
             if not eager(g):
@@ -85,6 +88,20 @@ class _Fused(torch.autograd.Function):
             ready = (*rounded(Gradients(*ready[:3]), input, weight, bias), *ready[3:])
         gradients = _first_order(ready, g, input, weight)
         return (*gradients[:3], None, None, None, *gradients[3:])
+
+
+def _check_added(upstream: Tensor, ready: Some | None) -> None:
+    """Raise unless what the weight's gradient was added with is what comes in: 1, once."""
+    if ready is None:
+        raise RuntimeError("weight_grad has the weight's gradient already: a second backward pass is not supported")
+    require(
+        upstream == 1,
+        lambda _, value: RuntimeError(
+            f"weight_grad has the weight's gradient for an incoming gradient of 1, not {value}: put factors into "
+            "token_weight, or leave weight_grad away"
+        ),
+        upstream,
+    )
 
 
 class _Statistics(torch.autograd.Function):

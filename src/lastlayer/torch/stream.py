@@ -8,7 +8,7 @@ autograd's nodes of these functions, ops.py operators that torch.compile takes a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,8 +79,7 @@ class TorchProducts:
         return max(DEFAULT_BUDGET, min(rows, ROWS) * numbers * self.dtype.itemsize)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call's constants: everything but the tensors that autograd must see."""
 
     target: Tensor | None
@@ -91,6 +90,7 @@ class Call:
     probabilities: Tensor | None = None  # of the classes, instead of a target
     smoothing: float = 0.0  # of the probabilities
     peers: Peers = ALONE
+    weight_grad: Tensor | None = None  # what the weight's gradient is added to, instead of being returned
 
     @property
     def weights(self) -> Callable[[slice, slice], Tensor] | None:
@@ -112,7 +112,9 @@ class Call:
             stream = Stream(products, input, head, self.target, self.weights, self.budget, dense, self.peers)
             kind = products.dtype if exact else input.dtype
             like = lambda: torch.empty_like(input, dtype=kind)  # noqa: E731
-            return stream, _linear.allocate(stream, wanted, like, exact) if any(wanted) else None
+            into = self.weight_grad
+            into = into if into is not None and into.dtype == products.dtype and wanted[1] else None
+            return stream, _linear.allocate(stream, wanted, like, exact, into) if any(wanted) else None
 
         return self.peers.ready(work)
 
@@ -143,11 +145,17 @@ def fused(input: Tensor, weight: Tensor, bias: Tensor | None, call: Call, run: R
     Gradients of float16 tensors stay in float32 until they are multiplied by what comes in: a share of a mean over many
     rows is below what float16 holds.
     """
-    small = input.dtype == torch.float16
+    small, own = input.dtype == torch.float16, call.weight_grad
+    if own is not None and torch.is_grad_enabled():
+        wanted = (wanted[0], True, *wanted[2:])
     stream, into = call.begin(input, weight, bias, wanted[:3], exact=small)
     if stream.products.operand == torch.float16:
         stream.lift = 2.0 ** min(12, stream.rows.bit_length())
     loss, of_rows = run(stream, into)
+    if own is not None and into is not None:
+        if not stream.adds:
+            own.add_(into.weight)  # type: ignore[arg-type]
+        into = into._replace(weight=None)
     gradients = (None, None, None) if into is None else tuple(into) if small else rounded(into, input, weight, bias)
     return (loss.to(stream.products.dtype), *gradients, *of_rows)
 
