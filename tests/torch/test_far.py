@@ -93,6 +93,9 @@ def targets(*ignored: int) -> Tensor:
     return y.index_fill(0, torch.tensor(ignored, dtype=torch.int64), -100)
 
 
+NONE_COUNTS = targets(*range(N))
+
+
 def head(dtype: Any) -> list[Tensor]:
     """Hidden states, weight and bias."""
     return [numbers(N, D, dtype=dtype), numbers(V, D, dtype=dtype, seed=1), numbers(V, dtype=dtype, seed=2)]
@@ -120,7 +123,7 @@ HEADS: dict[str, Callable[..., Tensor]] = {
         h, w, targets(3), linear_bias=b, label_smoothing=0.1, z_loss=1e-2, softcap=4.0, scale=1.5,
         weight=torch.linspace(0.5, 2, V).to(h.dtype), token_weight=torch.linspace(0, 1, N).to(h.dtype), **o,
     ),
-    "none ignored": lambda h, w, b, **o: F.linear_cross_entropy(h, w, targets(*range(N)), linear_bias=b, **o),
+    "none ignored": lambda h, w, b, **o: F.linear_cross_entropy(h, w, NONE_COUNTS, linear_bias=b, **o),
     "statistics": lambda h, w, b, **o: _all_fields(
         F.linear_logit_statistics(h, w, targets(2), linear_bias=b, entropy=True, rank=True, argmax=True, **o)
     ),
@@ -166,7 +169,7 @@ def test_heads_are_those_of_the_specification(
 LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy": lambda z: F.cross_entropy(z, targets(2)),
     "cross_entropy none": lambda z: F.cross_entropy(z, targets(2), reduction="none"),
-    "cross_entropy all ignored": lambda z: F.cross_entropy(z, targets(*range(N))),
+    "cross_entropy all ignored": lambda z: F.cross_entropy(z, NONE_COUNTS),
     "cross_entropy weights": lambda z: F.cross_entropy(
         z, targets(1), torch.linspace(0.5, 2, V).to(z.dtype), label_smoothing=0.1
     ),
@@ -186,7 +189,7 @@ LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", [*LOGITS, *HEADS])
 def test_nothing_looks_at_a_value(name: str, events: list[Event]) -> None:
     compute, tensors = (LOGITS[name], [numbers(N, V)]) if name in LOGITS else (HEADS[name], head(torch.bfloat16))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
         values_of(compute, tensors)
     asked = {event.name for event in seen.events() or ()}
     assert "aten::empty" in asked
@@ -194,9 +197,7 @@ def test_nothing_looks_at_a_value(name: str, events: list[Event]) -> None:
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_logits_are_those_of_the_specification(
-    name: str, events: list[Event], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_are_those_of_the_specification(name: str, events: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [numbers(N, V)]
     exact, got = exactly(LOGITS[name], tensors, monkeypatch), values_of(LOGITS[name], tensors)
     with monkeypatch.context() as near:
@@ -214,16 +215,16 @@ def test_one_graph_has_the_same_kernels(name: str, events: list[Event]) -> None:
     z = numbers(N, V)
     compiled = torch.compile(LOGITS[name], fullgraph=True, backend="aot_eager")
     got, expected = ([t.float() for t in values_of(f, [z])] for f in (compiled, LOGITS[name]))
-    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(got, expected, equal_nan=True)
 
 
 def test_a_scaled_loss_of_float16_keeps_its_small_gradients(events: list[Event]) -> None:
     """A share of a mean over many rows underflows in float16, unless the loss was scaled up before."""
     rows = 2048
     z = numbers(rows, 5, dtype=torch.float16)
-    (got,) = torch.autograd.grad(65536.0 * F.cross_entropy(z, torch.arange(rows) % 5).float(), z)
+    (got,) = torch.autograd.grad(2.0**15 * F.cross_entropy(z, torch.arange(rows) % 5).float(), z)
     exact = z.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad(65536.0 * T.cross_entropy(exact, torch.arange(rows) % 5), exact)
+    (expected,) = torch.autograd.grad(2.0**15 * T.cross_entropy(exact, torch.arange(rows) % 5), exact)
     torch.testing.assert_close(got.double(), expected, rtol=2.0**-10, atol=2.0**-14)
 
 
