@@ -91,13 +91,17 @@ def outside(name: str, classes: int) -> Describe:
 
 
 def post(row: Tensor, shape: torch.Size, describe: Describe, *values: Tensor, at_once: bool = False) -> None:
-    """Ask for the number of the first wrong element (-1: none) and its values, all on the device."""
+    """Ask for the number of the first wrong element (-1: none) and its values, all on one device."""
     if capturing(row):
         return
-    _waiting.append(_Found(*_bring(torch.stack([each.double() for each in (row, *values)])), shape, describe))
-    if at_once or len(_waiting) > MOST:
-        check_errors()
-    poll()
+    answer = torch.stack([each.double() for each in (row, *values)])
+    if far(answer):
+        _waiting.append(_Found(*_bring(answer), shape, describe))
+        if at_once or len(_waiting) > MOST:
+            check_errors()
+        poll()
+    else:
+        _raise(_Found(answer, None, shape, describe))
 
 
 def _bring(values: Tensor) -> tuple[Tensor, Any]:
