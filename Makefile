@@ -13,6 +13,7 @@ help:
 	@echo "make test   all tests, those in docstrings and documents included"
 	@echo "make lint   ruff and mypy        make format     let ruff rewrite"
 	@echo "make bench  speed beside PyTorch, JAX and SciPy: 12 minutes; ARGS=--quick only shows that it runs"
+	@echo "python benchmarks/gpu.py  checks and measures a GPU: docs/gpu.md"
 	@echo "make accuracy  the table of digits"
 	@echo "make docs   check every example in the documents and rebuild the tables in them"
 	@echo "make mutants  break the kernels on purpose: the tests must notice"

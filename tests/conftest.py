@@ -35,6 +35,14 @@ if importlib.util.find_spec("triton") is not None and os.environ["TRITON_INTERPR
     BACKENDS.append("triton")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what would take too long in Triton's interpreter."""
+    if "triton" in BACKENDS:
+        import triton_backend
+
+        items[:] = [item for item in items if triton_backend.runs(item)]
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Each backend in turn; the native one with each instruction set that this machine has."""

@@ -20,7 +20,14 @@ import lastlayer as ll
 from lastlayer import information, likelihood, linear_statistics, statistics
 
 INF, NAN = math.inf, math.nan
-OURS_ONLY = {"z_loss", "softcap", "scale", "token_weight", "memory_budget", "weight_grad"}  # what torch's functions do not have
+OURS_ONLY = {
+    "z_loss",
+    "softcap",
+    "scale",
+    "token_weight",
+    "memory_budget",
+    "weight_grad",
+}  # what torch's functions do not have
 
 
 class Defect(NamedTuple):
