@@ -118,8 +118,8 @@ def place_of(y, first_class, V):
 @triton.jit
 def write_block(
     p, s, q, rows, here, wanted, y, k, V, z_class, q_class, u_ptr, u_row, inverse_softcap, row, BETA: tl.constexpr,
-    SOFTCAP: tl.constexpr, T: tl.constexpr, DIGITS: tl.constexpr, L: tl.constexpr, WORD: tl.constexpr, OUT: tl.constexpr,
-    BARRIER: tl.constexpr, WHOLE: tl.constexpr, TARGET: tl.constexpr,
+    SOFTCAP: tl.constexpr, T: tl.constexpr, DIGITS: tl.constexpr, L: tl.constexpr, WORD: tl.constexpr,
+    OUT: tl.constexpr, BARRIER: tl.constexpr, WHOLE: tl.constexpr, TARGET: tl.constexpr,
 ):  # fmt: skip
     """Read block k once more, and write its gradient."""
     WEIGHT: tl.constexpr = u_ptr is not None
@@ -219,7 +219,8 @@ def loss_kernel(
     z_ptr, z_row, z_class, N, V, u_ptr, u_row, y_ptr, ignored, nll_ptr, nll_stride, nll_one: tl.float64, cross_ptr,
     cross_stride, cross_one: tl.float64, square_ptr, square_stride, square_one: tl.float64, scale_ptr,
     scale_one: tl.float64, inverse_softcap: tl.float64, losses_ptr, losses_stride, q_ptr, q_row, q_class,
-    SOFTCAP: tl.constexpr, T: tl.constexpr, DIGITS: tl.constexpr, WRITTEN: tl.constexpr, R: tl.constexpr, L: tl.constexpr, WORD: tl.constexpr,
+    SOFTCAP: tl.constexpr, T: tl.constexpr, DIGITS: tl.constexpr, WRITTEN: tl.constexpr, R: tl.constexpr,
+    L: tl.constexpr, WORD: tl.constexpr,
     SHIFTED: tl.constexpr, STREAMED: tl.constexpr, OUT: tl.constexpr, BARRIER: tl.constexpr, POLICY: tl.constexpr,
     UNSCALED: tl.constexpr,
 ):  # fmt: skip
