@@ -31,7 +31,7 @@ class Limits(NamedTuple):
     warps: int  # of a longer row
 
 
-LIMITS = {2: Limits(8192, 4096, 1024, 8, 16), 4: Limits(8192, 4096, 1024, 8, 32), 8: Limits(2048, 1024, 256, 2, 16)}
+LIMITS = {2: Limits(8192, 8192, 1024, 8, 32), 4: Limits(8192, 4096, 1024, 8, 32), 8: Limits(2048, 1024, 256, 2, 16)}
 SHORT = 64  # rows of fewer classes that begin anywhere are read class by class
 
 
@@ -152,15 +152,22 @@ def start(call: Call, z: Tensor) -> None:
 
 
 def of_rows(kernel: Any, z: Tensor, tile: Tile, arguments: dict[str, Any]) -> Call:
-    """Return the call of a kernel over all rows."""
+    """Return the call of a kernel over all rows.
+
+    Where more is kept of each class, or each class has an address of its own, threads have more registers and are fewer.
+    The former has fewer lanes too; the latter may not: bits do not depend on addresses.
+    """
+    many = arguments.get("MOMENT", False) or arguments.get("u_ptr") is not None
+    if many or tile.WORD == 1:
+        tile = tile._replace(warps=min(tile.warps, 16))
+    if many and tile.STREAMED:
+        tile = tile._replace(L=min(tile.L, 32 * tile.warps * LIMITS[z.element_size()].each))
     given = flags(z, tile) | arguments
     if kernel is rows.gradient_kernel:
         del given["DIGITS"]
     else:
         given["STREAMED"] = tile.STREAMED
-    # More registers for each thread: more is kept of each class, or each class has an address of its own.
-    heavy = given.get("MOMENT", False) or given.get("u_ptr") is not None or tile.WORD == 1
-    return Call(kernel, -(-z.shape[0] // tile.R), given, min(tile.warps, 16) if heavy else tile.warps)
+    return Call(kernel, -(-z.shape[0] // tile.R), given, tile.warps)
 
 
 def statistics_call(
