@@ -154,7 +154,7 @@ def start(call: Call, z: Tensor) -> None:
 def of_rows(kernel: Any, z: Tensor, tile: Tile, arguments: dict[str, Any]) -> Call:
     """Return the call of a kernel over all rows.
 
-    Where more is kept of each class, or each class has an address of its own, threads are fewer and have more registers.
+    Where more is kept of each class, or each class has an address of its own, threads are fewer, with more registers.
     The former has fewer lanes too; the latter may not: bits do not depend on addresses.
     """
     many = arguments.get("MOMENT", False) or arguments.get("u_ptr") is not None
