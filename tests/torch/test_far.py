@@ -23,7 +23,7 @@ from triton_backend import interpreted  # noqa: E402
 
 import lastlayer.torch as F  # noqa: E402
 from lastlayer import _backends  # noqa: E402
-from lastlayer._stream import padded  # noqa: E402
+from lastlayer._stream import Head, Stream, padded  # noqa: E402
 from lastlayer.torch import functional, later  # noqa: E402
 from lastlayer.torch.stream import ROWS, TorchProducts  # noqa: E402
 
@@ -44,8 +44,12 @@ class Event:
         self.done = True
 
 
+MULTIPLIED: list[Any] = []  # the types of operands
+
+
 def multiply(a: Tensor, b: Tensor, kind: Any, *, out: Tensor) -> Tensor:
     """mm with 16-bit operands and a float32 result, which torch has for CUDA."""
+    MULTIPLIED.extend((a.dtype, b.dtype))
     return out.copy_(a.to(kind) @ b.to(kind))
 
 
@@ -128,7 +132,7 @@ HEADS: dict[str, Callable[..., Tensor]] = {
         F.linear_logit_statistics(h, w, targets(2), linear_bias=b, entropy=True, rank=True, argmax=True, **o)
     ),
     "any loss": lambda h, w, b, **o: F.linear_loss(
-        lambda s, a: -a * s.logprob * s.entropy, h, w, targets(2), torch.arange(1.0, N + 1).to(h.dtype),
+        lambda s, a: a * (1 - s.logprob * s.entropy), h, w, targets(2), torch.arange(1.0, N + 1).to(h.dtype),
         linear_bias=b, entropy=True, **o,
     ),
 }  # fmt: skip
@@ -299,6 +303,25 @@ def test_capturing_a_graph_asks_nothing(events: list[Event], monkeypatch: pytest
     for name in CHECKED:
         CHECKED[name](outside())
     assert not events
+
+
+def test_operands_of_16_bits_are_multiplied_as_they_are(events: list[Event]) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        MULTIPLIED.clear()
+        values_of(HEADS["mean"], head(dtype))
+        assert set(MULTIPLIED) == {dtype}
+
+
+def test_gradients_of_16_bits_lie_over_the_second_half_of_each_row(events: list[Event]) -> None:
+    h, w, _ = (t.detach() for t in head(torch.bfloat16))
+    stream = Stream(TorchProducts(h), h, Head(w), None, None, None)
+    z = stream.compute(h, slice(0, V))
+    dz = stream.gradient_room(z)
+    assert dz.shape == z.shape
+    assert dz.dtype == torch.bfloat16
+    row = 4 * z.stride(0)
+    assert row == 2 * dz.stride(0)
+    assert dz.data_ptr() - z.data_ptr() == row // 2
 
 
 def test_the_default_budget_holds_rows_enough_for_matrix_units(events: list[Event]) -> None:
