@@ -47,6 +47,21 @@ def rows_of(z_ptr, z_row, N, R: tl.constexpr, WORD: tl.constexpr, SHIFTED: tl.co
 
 
 @triton.jit
+def resident(
+    p, s, rows, wanted, V, z_class, u_ptr, u_row, MOMENT: tl.constexpr, T: tl.constexpr, DIGITS: tl.constexpr,
+    L: tl.constexpr, WORD: tl.constexpr,
+):  # fmt: skip
+    """Read whole rows; return their logits, the classes of the lanes, weights (without any, the logits) and states."""
+    WEIGHT: tl.constexpr = u_ptr is not None
+    z = read(p, s, wanted, 0, V, z_class, L, WORD, False, "evict_first").to(T)
+    j = classes_of(0, s, L)
+    u = z
+    if WEIGHT:
+        u = read_weights(u_ptr, u_row, rows, wanted, j, V, T)
+    return z, j, u, fold_tile(z, (j >= 0) & (j < V), u, MOMENT, WEIGHT, DIGITS)
+
+
+@triton.jit
 def fold_block(
     lanes, p, s, rows, wanted, k, V, z_class, u_ptr, u_row, MOMENT: tl.constexpr, T: tl.constexpr, DIGITS: tl.constexpr,
     POLICY: tl.constexpr, L: tl.constexpr, WORD: tl.constexpr, WHOLE: tl.constexpr,
@@ -190,12 +205,8 @@ def statistics_kernel(
             p, s, rows, here, V, z_class, u_ptr, u_row, MOMENT, T, DIGITS, "evict_first", R, L, WORD, SHIFTED
         )
     else:
-        z = read(p, s, here, 0, V, z_class, L, WORD, False, "evict_first").to(T)
-        j = classes_of(0, s, L)
-        u = z
-        if WEIGHT:
-            u = read_weights(u_ptr, u_row, rows, here, j, V, T)
-        m, rest, moment, spread, mass = fold_tile(z, (j >= 0) & (j < V), u, MOMENT, WEIGHT, DIGITS)
+        _z, _j, _u, state = resident(p, s, rows, here, V, z_class, u_ptr, u_row, MOMENT, T, DIGITS, L, WORD)
+        m, rest, moment, spread, mass = state
     if state_ptr is not None:
         tl.store(state_ptr + rows, m, mask=here)
         tl.store(state_ptr + N + rows, rest, mask=here)
@@ -246,12 +257,8 @@ def loss_kernel(
             p, s, rows, wanted, V, z_class, u_ptr, u_row, False, T, DIGITS, POLICY, R, L, WORD, SHIFTED
         )
     else:
-        z = read(p, s, wanted, 0, V, z_class, L, WORD, False, "evict_first").to(T)
-        j = classes_of(0, s, L)
-        u = z
-        if WEIGHT:
-            u = read_weights(u_ptr, u_row, rows, wanted, j, V, T)
-        m, rest, _moment, spread, mass = fold_tile(z, (j >= 0) & (j < V), u, False, WEIGHT, DIGITS)
+        z, j, u, state = resident(p, s, rows, wanted, V, z_class, u_ptr, u_row, False, T, DIGITS, L, WORD)
+        m, rest, _moment, spread, mass = state
     log_sum, lse = finish(m, rest)
     loss = counted(square, lse * lse)
     if y_ptr is not None:
@@ -345,9 +352,8 @@ def softmax_kernel(
             p, s, rows, here, V, z_class, None, 0, False, T, DIGITS, "evict_last", R, L, WORD, SHIFTED
         )
     else:
-        z = read(p, s, here, 0, V, z_class, L, WORD, False, "evict_first").to(T)
-        j = classes_of(0, s, L)
-        m, rest, _moment, _spread, _mass = fold_tile(z, (j >= 0) & (j < V), z, False, False, DIGITS)
+        z, _j, _u, state = resident(p, s, rows, here, V, z_class, None, 0, False, T, DIGITS, L, WORD)
+        m, rest, _moment, _spread, _mass = state
     log_sum, _lse = finish(m, rest)
     share = tl.where(is_finite(m), 1 / (1 + rest), float("nan")).to(T)[:, None]
     log_sum, m = log_sum.to(T)[:, None], m.to(T)[:, None]
