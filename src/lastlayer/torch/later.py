@@ -30,7 +30,7 @@ class _Found(NamedTuple):
 
 
 _waiting: deque[_Found] = deque()
-MOST = 1024  # questions under way; then the oldest is waited for
+MOST = 1024  # questions under way; then all are waited for
 
 
 def far(*tensors: Tensor | None) -> bool:
