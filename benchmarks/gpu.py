@@ -11,9 +11,7 @@ are recorded and never changed. What is measured is in benchmarks/on_gpu, what t
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,6 +25,7 @@ import torch
 from on_gpu import budgets, correct, draws, floors, heads, logits, table
 from on_gpu.clock import Bench, Effort
 from on_gpu.table import Found
+from timed.machine import versions
 from timed.rounds import Wrong
 
 PARTS: dict[str, Callable[[Bench], Found]] = {
@@ -50,17 +49,6 @@ PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "cut-cross-entropy", "qu
 ASKED = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,power.draw,temperature.gpu"
 
 
-def versions() -> str:
-    """Return the versions of what is installed."""
-    said = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            said.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join([*said, *([f"CUDA {torch.version.cuda}"] if torch.version.cuda else [])])
-
-
 def card(bench: Bench) -> list[str]:
     """Return what the card says of itself, now."""
     program = shutil.which("nvidia-smi")
@@ -74,7 +62,7 @@ def card(bench: Bench) -> list[str]:
 def describe(bench: Bench) -> dict[str, Any]:
     """Return where it runs."""
     name = torch.cuda.get_device_name(bench.device) if bench.cuda else "CPU: toy sizes, no speed"
-    return {"device": name, "versions": versions(), "card": card(bench)}
+    return {"device": name, "versions": versions(PACKAGES), "card": card(bench)}
 
 
 def keep(path: Path | None, results: dict[str, Any]) -> None:

@@ -33,10 +33,10 @@ def cache() -> int:
     return max(known, default=CACHE_WHERE_NOBODY_TELLS)
 
 
-def versions() -> str:
-    """Return the versions of what is installed."""
+def versions(packages: Sequence[str] = PACKAGES) -> str:
+    """Return the versions of what is installed of these packages."""
     said = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
+    for name in packages:
         try:
             said.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

@@ -28,7 +28,8 @@ def info() -> str:
         lines[0] += f", torch {torch.__version__}"
     chosen = "by LASTLAYER_BACKEND" if _backends.requested() else "the fastest that is there"
     cpu = _backends.cpu
-    lines.append(f"backends          reference{', cpu' if cpu else ''}")
+    there = ["reference", *(["cpu"] if cpu else []), *(["triton"] if importlib.util.find_spec("triton") else [])]
+    lines.append(f"backends          {', '.join(there)}")
     used = _backends.requested() or _backends.host().__name__.rsplit(".", 1)[-1]
     lines.append(f"in use            {used} ({chosen})")
     if cpu is None:

@@ -350,3 +350,9 @@ def test_nothing_is_read_on_the_host(schedule: str) -> None:
         backend.log_softmax(z, out=z)
         first, ignored = backend.check_targets(y, 70, -100)
     assert (int(first), int(ignored), bool(total.isnan()), bool(found.logprob[2].isnan())) == (2, 1, True, True)
+
+
+def test_too_many_classes_are_refused() -> None:
+    z = torch.zeros(1, 1).expand(1, launch.MOST + 1)
+    with pytest.raises(ValueError, match=rf"input has {launch.MOST + 1} classes, expected at most {launch.MOST}"):
+        triton_backend.backend().fold(z)

@@ -193,11 +193,28 @@ LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", [*LOGITS, *HEADS])
 def test_nothing_looks_at_a_value(name: str, events: list[Event]) -> None:
     compute, tensors = (LOGITS[name], [numbers(N, V)]) if name in LOGITS else (HEADS[name], head(torch.bfloat16))
+    assert not looked(lambda: values_of(compute, tensors))
+
+
+DRAWS: dict[str, Callable[[], F.Sample]] = {
+    "all classes": lambda: F.categorical(numbers(N, V).detach(), 3, temperature=0.7, seed=1),
+    "top_k first": lambda: F.categorical(numbers(N, V).detach(), top_k=5, top_p=0.9, min_p=0.01, seed=1),
+    "hidden states": lambda: F.linear_categorical(*(t.detach() for t in head(torch.bfloat16)[:2]), seed=1),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_with_a_seed_look_at_no_value(name: str, events: list[Event]) -> None:
+    assert not looked(DRAWS[name])
+
+
+def looked(compute: Callable[[], Any]) -> set[str]:
+    """Return what looked at a value while something was computed."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
-        values_of(compute, tensors)
+        compute()
     asked = {event.name for event in seen.events() or ()}
     assert "aten::empty" in asked
-    assert not asked & LOOKS
+    return asked & LOOKS
 
 
 @pytest.mark.parametrize("name", LOGITS)

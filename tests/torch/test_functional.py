@@ -804,6 +804,7 @@ def test_capturing_a_graph_looks_at_no_value(monkeypatch: pytest.MonkeyPatch) ->
     bad = torch.tensor([0, 1, 3])
     with pytest.raises(RuntimeError, match="out of bounds"):  # the gather's own check, not ours
         F.nll_loss(LOGITS, bad)
+    assert F.cross_entropy(LOGITS, bad, reduction="none").isnan().tolist() == [False, False, True]
     F.nll_loss(LOGITS, LABELS)
 
 

@@ -210,13 +210,11 @@ def loss(
 ) -> float:
     """Return the sum of the rows' losses, with each in ``losses`` and the gradient, times scale, in ``out``.
 
-    Where ``unscaled``, out holds the gradient times 1 already: for a scale of 1 there is nothing to do, and no total.
+    ``unscaled``, that out holds the gradient times 1 already, is for who cannot look at the scale before calling.
 
     One visit of each row: folded, finished and, while it is in a cache, turned into its gradient. The sum does not
     depend on the number of threads. ``target`` is int64 and contiguous; rows whose target is ``ignored`` are absent.
     """
-    if unscaled and float(scale) == 1.0:
-        return 0.0
     kept, described = _weight(z, weight)
     nll, cross, square = terms
     total = _native.loss(

@@ -611,13 +611,14 @@ def _count_ignored(
     bad: int | Tensor
     skipped: int | Tensor
     bad, skipped = _backends.choose(z).check_targets(index, z.shape[1], ignored)
-    if validate is False:
+    if validate is False or capturing(z):
         return skipped
-    describe = outside("target", z.shape[1])
     if isinstance(bad, Tensor):
+        describe = outside("target", z.shape[1])
         post(bad, target.shape, describe, index.take(bad.clamp(min=0)), at_once=validate is True)
     elif bad >= 0:
-        raise describe(_validate.position(index.reshape(target.shape) == index[bad]), index[bad])
+        labels = index.reshape(target.shape)
+        require_classes(labels, labels == ignored, z.shape[1])
     return skipped
 
 

@@ -40,10 +40,11 @@ class TorchProducts:
     def __init__(self, input: Tensor) -> None:
         self.device = input.device
         self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        self.operand = input.dtype if far(input) and input.dtype in HALVES else self.dtype
-        self.align = 64 if far(input) else 1  # 16 bytes would do; with 128, no cache line has parts of two rows
+        self.far = far(input)
+        self.operand = input.dtype if self.far and input.dtype in HALVES else self.dtype
+        self.align = 64 if self.far else 1  # 16 bytes would do; with 128, no cache line has parts of two rows
         self.backend = _backends.choose(input)
-        self.packing = 0 if far(input) else (6 << 20) * torch.get_num_threads()  # measured of MKL, per thread
+        self.packing = 0 if self.far else (6 << 20) * torch.get_num_threads()  # measured of MKL, per thread
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.backend.reserve(torch.empty(shape, dtype=dtype or self.dtype, device=self.device))  # type: ignore[no-any-return]
@@ -73,7 +74,7 @@ class TorchProducts:
         array.tanh_()
 
     def budget(self, rows: int, classes: int, features: int) -> int:
-        if self.align == 1:
+        if not self.far:
             return DEFAULT_BUDGET
         numbers = padded(classes, self.align) + 2 * features  # of a row: logits, hidden states, their gradient
         return max(DEFAULT_BUDGET, min(rows, ROWS) * numbers * self.dtype.itemsize)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lastlayer._backends.triton.fold import INFINITY, LOG2E, difference, exp_of
 from lastlayer._backends.triton.uploads import beside
 from lastlayer._draws import BLOCK
 
@@ -32,14 +33,10 @@ Q = tuple(
 Q5, Q4, Q3, Q2, Q1, Q0 = Q
 ERROR = 2.0e-9  # relative, of a power and so of a block's mass
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LOG2E_LOW = tl.constexpr(1.9259629911266e-08)  # log2 e less its float32
-LN2 = tl.constexpr(0.6931471805599453)
 MAGIC = tl.constexpr(12582912.0)  # 1.5 2^23: a number added to it is rounded to an integer, found in its low bits
 LOWEST = tl.constexpr(-56.0)  # 2^LOWEST is below half a unit
 UNIT = tl.constexpr(2.0**-51)
 LARGEST = tl.constexpr(1.7976931348623157e308)
-INFINITY = tl.constexpr(float("inf"))
 
 FEW = 2048  # programs: with fewer blocks than that each has a program of its own
 EACH = 4  # else so many blocks
@@ -88,16 +85,6 @@ def powers(z, m, scale):
 
 
 @triton.jit
-def single_powers(z, m):
-    """Return e^(z - m) of float32 logits z <= m to some units of 2^-24: what rounding the exponent lost is put back."""
-    x = z - m
-    t = x * LOG2E
-    lost = tl.fma(x, LOG2E_LOW, tl.fma(x, LOG2E, -t))
-    w = tl.exp2(t)
-    return tl.where(x > -80.0, tl.fma(w, lost * LN2, w), 0.0).to(tl.float64)
-
-
-@triton.jit
 def units(w):
     """Return the sum of w in [0, 1], a multiple of four of them, as an integer in units of 2^-51.
 
@@ -129,7 +116,7 @@ def plain_sums(z, m):
     if z.dtype == tl.float64:
         return sums(z, m, wide(1.0))
     else:  # noqa: RET505
-        return units(single_powers(z, m)), tl.full((), 0, tl.int64)
+        return units(exp_of(difference(z, m), None).to(tl.float64)), tl.full((), 0, tl.int64)
 
 
 @triton.jit

@@ -21,8 +21,9 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lastlayer._backends.triton.blocks import ERROR, INFINITY, scale_of, wide
-from lastlayer._backends.triton.inverse import FINE_, first_above, log1p, model_of, parted
+from lastlayer._backends.triton.blocks import ERROR, scale_of, wide
+from lastlayer._backends.triton.fold import INFINITY, log1p
+from lastlayer._backends.triton.inverse import FINE_, first_above, model_of, parted
 from lastlayer._draws import BLOCK, NEUTRAL, Drawn, Rules
 
 LIMIT = 1024  # candidates of a row; where truncation keeps more, the specification draws

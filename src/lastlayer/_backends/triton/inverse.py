@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastlayer._backends.triton.blocks import INFINITY, scale_of, widened
+from lastlayer._backends.triton.blocks import scale_of, widened
+from lastlayer._backends.triton.fold import INFINITY, log1p
 from lastlayer._backends.triton.uploads import beside
 from lastlayer._draws import BLOCK, FINE, HAS_INFINITY, HAS_NAN, HAS_NOTHING, Drawn
 
@@ -56,13 +57,6 @@ def class_at(z, scale, fraction):
     weight = tl.where(z > -INFINITY, tl.exp((z - tl.max(z, 0)) * scale), 0.0)
     sums = tl.cumsum(weight, 0)
     return first_above(sums, weight, fraction * tl.max(tl.where(weight > 0, sums, 0.0), 0))
-
-
-@triton.jit
-def log1p(x):
-    """Return log(1 + x) for x >= 0 with the digits of a small x."""
-    u = 1.0 + x
-    return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
 
 
 @triton.jit

@@ -32,6 +32,7 @@ class Limits(NamedTuple):
 
 
 LIMITS = {2: Limits(8192, 8192, 1024, 8, 32), 4: Limits(8192, 4096, 1024, 8, 32), 8: Limits(2048, 1024, 256, 2, 16)}
+MOST = 2**30  # classes; rows have no such limit
 SHORT = 64  # rows of fewer classes that begin anywhere are read class by class
 
 
@@ -81,6 +82,8 @@ def on_words(z: Tensor) -> bool:
 def tile(z: Tensor) -> Tile:
     """Choose the tiles for logits (N, V). What changes bits, STREAMED and the L of streamed rows, depends on V only."""
     v, size = z.shape[1], z.element_size()
+    if v > MOST:
+        raise ValueError(f"input has {v} classes, expected at most {MOST}: LASTLAYER_BACKEND=reference takes more")
     limits, word = LIMITS[size], WORD // size
     streamed, shifted = v > limits.resident, not on_words(z)
     fits = streamed or not shifted or SHORT <= v <= limits.resident - word
